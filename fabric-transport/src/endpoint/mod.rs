@@ -1,0 +1,560 @@
+//! One end of a session on one link: the session, the scheduler of everything this end sends, and
+//! the thread that reads.
+//!
+//! ```text
+//! any thread:   LaneSet::try_send ─> scheduler ─┐
+//!                                               ├─> run_link ─> LinkSender   (whoever finds it free)
+//! link thread:  acks, credits, timers ──────────┘
+//! link thread:  LinkReceiver ─> Session::handle_frame ─> LaneClient::receive
+//! ```
+//!
+//! A sender that finds the link busy leaves its frames to whoever writes, as a Linux qdisc does.
+//! Two locks: `core` (session and scheduler, never held across a system call or a client's code)
+//! and `writer` (the link's sending half, only ever tried). A client may therefore call any method
+//! of any [`LaneSet`] from its callbacks.
+
+mod link_thread;
+mod transmit;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
+use nix::time::clock_gettime;
+use qos::{
+    AdmissionError, DeviceHandle, DeviceRate, DeviceStatistics, LinkBudget, MonotonicTime,
+    QUEUE_FRAMES_MAX, Scheduler,
+};
+
+use crate::control::Windows;
+use crate::frame::{self, DeviceId, FrameBuffer, PAYLOAD_BYTES_MAX, VirtualLane};
+use crate::link::{Link, ring};
+use crate::session::{CloseReason, Role, SendBlocked, Session, SessionConfig, SessionState};
+use transmit::Writer;
+
+/// Bytes that wait in one device's queue at which [`LaneSet::try_send`] refuses more.
+///
+/// One call may overshoot by what it brings: a SCSI write enters whole.
+pub const QUEUE_BYTES_MAX: u64 = 256 * 1024;
+
+/// What an end of a session is.
+#[derive(Debug, Clone)]
+pub struct EndpointConfig {
+    /// Host or director.
+    pub role: Role,
+    /// Names and times.
+    pub session: SessionConfig,
+    /// Rate of this direction of the link, and how much of it may be reserved. A director may
+    /// learn it only when the host has greeted: see [`Endpoint::set_budget`].
+    pub budget: LinkBudget,
+}
+
+/// DATA bytes that may be underway: 5 ms of the link's rate, 256 KiB to 4 MiB.
+///
+/// What is underway stands in a FIFO behind the scheduler, so it bounds how late a guarantee
+/// may be; below the peer's reaction time it would idle the link.
+fn unacknowledged_bytes_max(budget: &LinkBudget) -> usize {
+    let bytes = budget.rate().bits_per_second() / 8 / 200;
+    usize::try_from(bytes)
+        .unwrap_or(usize::MAX)
+        .clamp(256 * 1024, 4 * 1024 * 1024)
+}
+
+/// Whether the buffers of a received frame are free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Receipt {
+    /// Yes: its credit goes back with the next batch.
+    Consumed,
+    /// No: the client calls [`LaneSet::release`] when they are.
+    Held,
+}
+
+/// The owner of a device at this end: a back end, or an I/O module.
+///
+/// Called on the link's thread, except [`Self::writable`]. No method may wait: every device of the
+/// session waits with it.
+pub trait LaneClient: Send + Sync {
+    /// The device is attached: `lanes` may be used until [`Self::down`] names the same epoch.
+    fn up(&self, lanes: LaneSet);
+
+    /// A frame arrived.
+    fn receive(&self, lane: VirtualLane, payload: &[u8]) -> Receipt;
+
+    /// The batch that [`Self::receive`] was called for is over: the place for one signal.
+    fn batch_end(&self) {}
+
+    /// A send that was refused as [`SendRefused::Blocked`] may succeed now. From any thread.
+    fn writable(&self);
+
+    /// The lanes of `epoch` are gone, with every frame that was underway.
+    ///
+    /// A session that replaces a dead one may be up before the dead one's `down` arrives: a client
+    /// that holds lanes of another epoch ignores the call.
+    fn down(&self, epoch: u16);
+}
+
+/// What this end allows a device.
+#[derive(Clone)]
+pub struct DeviceGrant {
+    /// Bandwidth of what this end sends for it.
+    pub rate: DeviceRate,
+    /// What this end can receive for it, in blocks.
+    pub windows: Windows,
+    /// Its owner.
+    pub client: Arc<dyn LaneClient>,
+}
+
+impl std::fmt::Debug for DeviceGrant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeviceGrant")
+            .field("rate", &self.rate)
+            .field("windows", &self.windows)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who knows the devices of this end. Called on the link's thread; no method may wait.
+pub trait Directory: Send + Sync + 'static {
+    /// Director: a host greets; returns the session's epoch.
+    ///
+    /// # Errors
+    /// Why the host is not let in; it is told.
+    fn greeted(&self, endpoint: &Arc<Endpoint>, host: &str, instance: u64) -> Result<u16, String>;
+
+    /// Host: the session is active; the place to [`Endpoint::attach`] devices.
+    fn active(&self, endpoint: &Arc<Endpoint>, director: &str);
+
+    /// Director: `host` asks for a device.
+    ///
+    /// # Errors
+    /// Why it is not served; the host is told.
+    fn attach(&self, host: &str, device: DeviceId, generation: u32) -> Result<DeviceGrant, String>;
+
+    /// Host: the director does not serve a device.
+    fn refused(&self, device: DeviceId, reason: &str);
+
+    /// The session is over; every client was told [`LaneClient::down`] before.
+    fn closed(&self, endpoint: &Arc<Endpoint>, reason: &CloseReason);
+}
+
+/// Why frames were not taken; they stay with the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SendRefused {
+    /// No credit, or the device's queue is full: [`LaneClient::writable`] will be called.
+    #[error("lane is blocked")]
+    Blocked,
+    /// The lanes are gone.
+    #[error("device is not attached")]
+    Down,
+    /// A payload is longer than a frame, or the call brings more than a queue holds.
+    #[error("frames are larger than a lane carries")]
+    TooLarge,
+}
+
+/// A frame that was paid for, in the scheduler's queue.
+#[derive(Debug)]
+struct QueuedFrame {
+    device: DeviceId,
+    lane: VirtualLane,
+    sequence: u32,
+    buffer: FrameBuffer,
+}
+
+struct Device {
+    handle: DeviceHandle,
+    grant: DeviceGrant,
+    /// A send was refused since the client was last told that it may go on.
+    waits: bool,
+    attached: bool,
+}
+
+struct Core {
+    session: Session,
+    scheduler: Scheduler<QueuedFrame>,
+    devices: HashMap<DeviceId, Device>,
+    peer_name: String,
+    unacknowledged_bytes_max: usize,
+}
+
+/// One end of a session.
+pub struct Endpoint {
+    core: Mutex<Core>,
+    writer: Mutex<Writer>,
+    /// Somebody found the writer busy: it must look again before it leaves.
+    more: AtomicBool,
+    /// Rings when the head of the scheduler becomes eligible.
+    timer: TimerFd,
+    /// Wakes the link thread for a close.
+    wake: EventFd,
+    checksummed: bool,
+    /// The link's far end, for logs.
+    pub(crate) link_peer: String,
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("link_peer", &self.link_peer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The system's monotonic clock.
+#[must_use]
+pub fn now() -> MonotonicTime {
+    // CLOCK_MONOTONIC cannot fail and is never negative (clock_gettime(2)).
+    let time = clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    MonotonicTime::ZERO.saturating_add(time.unwrap_or_default())
+}
+
+/// Names and times of a session as this code's programs use them: a PING every 250 ms, a peer
+/// given up after 2 s of silence (the scheduling noise of a loaded machine reaches 40 ms, a machine
+/// that emulates its guests some hundred), 5 s for the greeting, a random instance number.
+#[must_use]
+pub fn session_config(name: &str) -> SessionConfig {
+    use std::hash::{BuildHasher, Hasher};
+    SessionConfig {
+        name: name.to_owned(),
+        // The standard library keys each state from the system's random numbers.
+        instance: std::hash::RandomState::new().build_hasher().finish(),
+        heartbeat: Duration::from_millis(250),
+        silence_max: Duration::from_secs(2),
+        greeting_max: Duration::from_secs(5),
+    }
+}
+
+impl Endpoint {
+    /// Starts a session on `link`, with a thread named `thread_name` that lives as long as it.
+    ///
+    /// # Errors
+    /// The kernel has no descriptors or threads left.
+    pub fn start(
+        config: EndpointConfig,
+        link: Link,
+        directory: Arc<dyn Directory>,
+        thread_name: &str,
+    ) -> io::Result<(Arc<Self>, JoinHandle<()>)> {
+        let Link {
+            sender,
+            receiver,
+            checksummed,
+            peer,
+        } = link;
+        let core = Core {
+            session: Session::new(config.role, config.session, now()),
+            unacknowledged_bytes_max: unacknowledged_bytes_max(&config.budget),
+            scheduler: Scheduler::new(config.budget),
+            devices: HashMap::new(),
+            peer_name: String::new(),
+        };
+        let endpoint = Arc::new(Self {
+            core: Mutex::new(core),
+            writer: Mutex::new(Writer::new(sender)),
+            more: AtomicBool::new(false),
+            timer: TimerFd::new(
+                ClockId::CLOCK_MONOTONIC,
+                TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
+            )?,
+            wake: EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            checksummed,
+            link_peer: peer,
+        });
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let edges = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+        epoll.add(receiver.poll_fd(), EpollEvent::new(edges, 0))?;
+        let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        epoll.add(endpoint.timer.as_fd(), EpollEvent::new(readable, 1))?;
+        epoll.add(endpoint.wake.as_fd(), EpollEvent::new(readable, 2))?;
+        let thread = link_thread::LinkThread::new(endpoint.clone(), receiver, directory, epoll);
+        let handle = std::thread::Builder::new()
+            .name(thread_name.to_owned())
+            .spawn(move || thread.run())?;
+        Ok((endpoint, handle))
+    }
+
+    /// Host: asks the director to serve `device`.
+    ///
+    /// # Errors
+    /// Its reservation does not fit on this end's link; nothing has changed.
+    pub fn attach(
+        &self,
+        device: DeviceId,
+        generation: u32,
+        grant: DeviceGrant,
+    ) -> Result<(), AdmissionError> {
+        let mut core = self.lock();
+        if core.devices.contains_key(&device) || core.session.state() != SessionState::Active {
+            return Ok(());
+        }
+        let windows = grant.windows;
+        core.add_device(device, grant)?;
+        core.session.attach(device, generation, windows);
+        drop(core);
+        self.run_link();
+        Ok(())
+    }
+
+    /// Lets a device go; its client is told [`LaneClient::down`] before this returns.
+    pub fn detach(&self, device: DeviceId) {
+        let mut core = self.lock();
+        let epoch = core.session.epoch();
+        core.session.detach(device);
+        let removed = core.remove_device(device);
+        drop(core);
+        if let Some(removed) = removed {
+            removed.grant.client.down(epoch);
+        }
+        self.run_link();
+    }
+
+    /// Ends the session; the peer is told `reason`. Idempotent.
+    pub fn close(&self, reason: &str) {
+        self.lock().session.close(reason);
+        self.run_link();
+        ring(&self.wake);
+    }
+
+    /// Where the session stands.
+    #[must_use]
+    pub fn state(&self) -> SessionState {
+        self.lock().session.state()
+    }
+
+    /// Sets the rate of this direction of the link, before any device is attached.
+    pub fn set_budget(&self, budget: LinkBudget) {
+        let mut core = self.lock();
+        if core.devices.is_empty() {
+            core.unacknowledged_bytes_max = unacknowledged_bytes_max(&budget);
+            core.scheduler = Scheduler::new(budget);
+        }
+    }
+
+    /// Changes what a device may send, without loss or reordering.
+    ///
+    /// # Errors
+    /// The new reservation does not fit; the old one stays.
+    pub fn set_rate(&self, device: DeviceId, rate: DeviceRate) -> Result<(), AdmissionError> {
+        let mut core = self.lock();
+        let Some(handle) = core.devices.get(&device).map(|device| device.handle) else {
+            return Ok(());
+        };
+        core.scheduler.set_rate(now(), handle, rate)?;
+        drop(core);
+        self.run_link();
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        // A panic while the lock is held is a bug of ours; the session goes on with what is there
+        // rather than taking every other device down.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail_link(&self, error: &io::Error) {
+        self.lock()
+            .session
+            .handle_link_end(CloseReason::Link(error.to_string()));
+        ring(&self.wake);
+    }
+
+    /// Closes this end of the link, so that the peer sees it end.
+    fn hang_up(&self) {
+        self.writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .hang_up();
+    }
+
+    fn try_send(
+        &self,
+        lanes: &LaneSet,
+        frames: &mut Vec<(VirtualLane, FrameBuffer)>,
+    ) -> Result<(), SendRefused> {
+        let mut blocks = [0_u32; VirtualLane::COUNT];
+        for (lane, buffer) in frames.iter() {
+            if buffer.payload_bytes() > PAYLOAD_BYTES_MAX {
+                return Err(SendRefused::TooLarge);
+            }
+            if let Some(sum) = blocks.get_mut(lane.index()) {
+                *sum = sum.saturating_add(frame::blocks(buffer.payload_bytes()));
+            }
+        }
+        let frame_count = u32::try_from(frames.len()).unwrap_or(u32::MAX);
+        if frame_count > QUEUE_FRAMES_MAX {
+            return Err(SendRefused::TooLarge);
+        }
+        let mut core = self.lock();
+        let core = &mut *core;
+        let device = core
+            .devices
+            .get_mut(&lanes.device)
+            .filter(|device| device.attached && device.handle == lanes.handle);
+        let device = device.ok_or(SendRefused::Down)?;
+        // A handle of ours is never stale: devices leave both tables together.
+        let queued_frames = core
+            .scheduler
+            .queued_frames(lanes.handle)
+            .unwrap_or(u32::MAX);
+        let queued_bytes = core
+            .scheduler
+            .queued_bytes(lanes.handle)
+            .unwrap_or(u64::MAX);
+        let room = queued_bytes < QUEUE_BYTES_MAX
+            && queued_frames.saturating_add(frame_count) <= QUEUE_FRAMES_MAX;
+        match core.session.may_send(lanes.device, blocks) {
+            Ok(()) if room => {}
+            Ok(()) | Err(SendBlocked::NoCredit) => {
+                device.waits = true;
+                return Err(SendRefused::Blocked);
+            }
+            Err(SendBlocked::Down) => return Err(SendRefused::Down),
+        }
+        let now = now();
+        for (lane, buffer) in frames.drain(..) {
+            let sequence = core
+                .session
+                .take_credit(lanes.device, lane, buffer.payload_bytes());
+            let bytes = u32::try_from(buffer.frame_bytes()).unwrap_or(u32::MAX);
+            let frame = QueuedFrame {
+                device: lanes.device,
+                lane,
+                sequence,
+                buffer,
+            };
+            let class = u8::try_from(lane.index()).unwrap_or(u8::MAX);
+            if let Err(refused) = core
+                .scheduler
+                .enqueue(now, lanes.handle, class, bytes, frame)
+            {
+                // Room was checked above: a refusal would tear a hole into the lane's sequence.
+                unreachable!(
+                    "scheduler refused a frame it has room for: {:?}",
+                    refused.reason
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    fn add_device(
+        &mut self,
+        device: DeviceId,
+        grant: DeviceGrant,
+    ) -> Result<DeviceHandle, AdmissionError> {
+        let handle = self.scheduler.add_device(now(), grant.rate)?;
+        self.devices.insert(
+            device,
+            Device {
+                handle,
+                grant,
+                waits: false,
+                attached: false,
+            },
+        );
+        Ok(handle)
+    }
+
+    fn remove_device(&mut self, device: DeviceId) -> Option<Device> {
+        let removed = self.devices.remove(&device)?;
+        // Its frames go with it: what was underway is lost, which `down` tells the client.
+        drop(self.scheduler.remove_device(removed.handle));
+        Some(removed)
+    }
+
+    /// The client of a device that waits and may go on now.
+    fn take_waiting(&mut self, device: DeviceId) -> Option<Arc<dyn LaneClient>> {
+        let device = self.devices.get_mut(&device)?;
+        let queued_bytes = self
+            .scheduler
+            .queued_bytes(device.handle)
+            .unwrap_or(u64::MAX);
+        let low = queued_bytes <= QUEUE_BYTES_MAX / 2;
+        (low && std::mem::take(&mut device.waits)).then(|| device.grant.client.clone())
+    }
+}
+
+/// The lanes of one attached device: what a back end or module sends through. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct LaneSet {
+    endpoint: Arc<Endpoint>,
+    device: DeviceId,
+    epoch: u16,
+    handle: DeviceHandle,
+}
+
+impl LaneSet {
+    /// Whose lanes these are.
+    #[must_use]
+    pub fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    /// Epoch of their session; see [`LaneClient::down`].
+    #[must_use]
+    pub fn epoch(&self) -> u16 {
+        self.epoch
+    }
+
+    /// Sends all of `frames`, or none: on success the vector is empty afterwards.
+    ///
+    /// Order is kept inside a lane. Between lanes of the device the one of higher precedence may
+    /// overtake, never the other way round.
+    ///
+    /// # Errors
+    /// [`SendRefused`]; the frames are untouched.
+    pub fn try_send(
+        &self,
+        frames: &mut Vec<(VirtualLane, FrameBuffer)>,
+    ) -> Result<(), SendRefused> {
+        self.endpoint.try_send(self, frames)?;
+        self.endpoint.run_link();
+        Ok(())
+    }
+
+    /// Puts frames on the link like [`Self::try_send`], but leaves writing them to a later
+    /// [`Self::flush`]: for a ring's thread that takes a batch.
+    ///
+    /// # Errors
+    /// [`SendRefused`]; the frames are untouched.
+    pub fn queue(&self, frames: &mut Vec<(VirtualLane, FrameBuffer)>) -> Result<(), SendRefused> {
+        self.endpoint.try_send(self, frames)
+    }
+
+    /// Writes what is queued, unless somebody is at it already.
+    pub fn flush(&self) {
+        self.endpoint.run_link();
+    }
+
+    /// Gives the credit of a frame back that was received as [`Receipt::Held`].
+    pub fn release(&self, lane: VirtualLane, payload_bytes: usize) {
+        let mut core = self.endpoint.lock();
+        if core.session.epoch() == self.epoch
+            && core
+                .devices
+                .get(&self.device)
+                .is_some_and(|device| device.handle == self.handle)
+        {
+            core.session.release(self.device, lane, payload_bytes);
+        }
+        drop(core);
+        self.endpoint.run_link();
+    }
+
+    /// What the device was granted by this end's scheduler; `None` once it is detached.
+    #[must_use]
+    pub fn statistics(&self) -> Option<DeviceStatistics> {
+        self.endpoint.lock().scheduler.statistics(self.handle).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests;

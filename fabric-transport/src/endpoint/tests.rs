@@ -1,0 +1,379 @@
+//! Two endpoints with real threads, over every kind of link.
+
+use super::*;
+use crate::link::{LinkAddress, Listener, connect, in_process_pair};
+use qos::BitRate;
+use std::collections::VecDeque;
+use std::sync::Condvar;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const NETWORK: VirtualLane = VirtualLane::Network;
+
+#[derive(Default)]
+struct Log {
+    lanes: Option<LaneSet>,
+    received: VecDeque<Vec<u8>>,
+    writable: usize,
+    down: Vec<u16>,
+    batches: usize,
+}
+
+/// A client that keeps what arrives, and holds its credit if told to.
+struct Recorder {
+    hold: bool,
+    log: Mutex<Log>,
+    changed: Condvar,
+}
+
+impl Recorder {
+    fn new(hold: bool) -> Arc<Self> {
+        Arc::new(Self {
+            hold,
+            log: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut Log) -> R) -> R {
+        let result = change(&mut self.log.lock().unwrap());
+        self.changed.notify_all();
+        result
+    }
+
+    /// Waits until `ready` finds what it looks for.
+    fn wait<R>(&self, mut ready: impl FnMut(&mut Log) -> Option<R>) -> R {
+        let mut log = self.log.lock().unwrap();
+        let mut result = ready(&mut log);
+        while result.is_none() {
+            let (next, timeout) = self.changed.wait_timeout(log, PATIENCE).unwrap();
+            assert!(!timeout.timed_out(), "nothing happened for {PATIENCE:?}");
+            log = next;
+            result = ready(&mut log);
+        }
+        result.unwrap()
+    }
+
+    fn lanes(&self) -> LaneSet {
+        self.wait(|log| log.lanes.clone())
+    }
+}
+
+impl LaneClient for Recorder {
+    fn up(&self, lanes: LaneSet) {
+        self.change(|log| log.lanes = Some(lanes));
+    }
+    fn receive(&self, _: VirtualLane, payload: &[u8]) -> Receipt {
+        self.change(|log| log.received.push_back(payload.to_vec()));
+        if self.hold {
+            Receipt::Held
+        } else {
+            Receipt::Consumed
+        }
+    }
+    fn batch_end(&self) {
+        self.change(|log| log.batches += 1);
+    }
+    fn writable(&self) {
+        self.change(|log| log.writable += 1);
+    }
+    fn down(&self, epoch: u16) {
+        self.change(|log| {
+            log.lanes = None;
+            log.down.push(epoch);
+        });
+    }
+}
+
+/// A director with a fixed set of clients; the host side is driven by the test.
+struct TestDirectory {
+    role: Role,
+    devices: Vec<(DeviceId, DeviceGrant)>,
+}
+
+impl Directory for TestDirectory {
+    fn greeted(&self, _: &Arc<Endpoint>, host: &str, _: u64) -> Result<u16, String> {
+        if host == "host1" {
+            Ok(5)
+        } else {
+            Err(format!("no host is named {host}"))
+        }
+    }
+    fn active(&self, endpoint: &Arc<Endpoint>, _: &str) {
+        for (id, grant) in &self.devices {
+            endpoint.attach(*id, 0, grant.clone()).unwrap();
+        }
+    }
+    fn attach(&self, _: &str, device: DeviceId, _: u32) -> Result<DeviceGrant, String> {
+        assert_eq!(self.role, Role::Director);
+        let found = self.devices.iter().find(|(id, _)| *id == device);
+        found
+            .map(|(_, grant)| grant.clone())
+            .ok_or_else(|| format!("{device} is not configured"))
+    }
+    fn refused(&self, _: DeviceId, _: &str) {}
+    fn closed(&self, _: &Arc<Endpoint>, _: &CloseReason) {}
+}
+
+fn config(role: Role, rate: &str) -> EndpointConfig {
+    EndpointConfig {
+        role,
+        session: SessionConfig {
+            name: if role == Role::Host {
+                "host1"
+            } else {
+                "director1"
+            }
+            .to_owned(),
+            instance: 1,
+            heartbeat: Duration::from_millis(250),
+            silence_max: PATIENCE,
+            greeting_max: PATIENCE,
+        },
+        budget: LinkBudget::new("test link", rate.parse().unwrap()),
+    }
+}
+
+struct Side {
+    endpoint: Arc<Endpoint>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        self.endpoint.close("test is over");
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn side(role: Role, link: Link, rate: &str, clients: &[Arc<Recorder>]) -> Side {
+    let devices = clients.iter().zip(1..).map(|(client, number)| {
+        let rate = DeviceRate::new(BitRate::from_bits_per_second(1_000_000), None).unwrap();
+        (
+            DeviceId(number),
+            DeviceGrant {
+                rate,
+                windows: [16, 16, 4096, 2048],
+                client: client.clone(),
+            },
+        )
+    });
+    let directory = Arc::new(TestDirectory {
+        role,
+        devices: devices.collect(),
+    });
+    let (endpoint, thread) =
+        Endpoint::start(config(role, rate), link, directory, "test-link").unwrap();
+    Side {
+        endpoint,
+        thread: Some(thread),
+    }
+}
+
+fn tcp_pair() -> (Link, Link) {
+    stream_pair(&"tcp:127.0.0.1:0".parse().unwrap())
+}
+
+fn stream_pair(address: &LinkAddress) -> (Link, Link) {
+    let listener = Listener::bind(address).unwrap();
+    let near = connect(&listener.address().unwrap(), PATIENCE).unwrap();
+    (
+        near,
+        listener.accept().unwrap().expect("a connection waits"),
+    )
+}
+
+fn frame(payload: &[u8]) -> Vec<(VirtualLane, FrameBuffer)> {
+    vec![(NETWORK, FrameBuffer::from_payload(payload))]
+}
+
+/// Sends, waiting for room as a back end does.
+fn send_all(client: &Recorder, lanes: &LaneSet, mut frames: Vec<(VirtualLane, FrameBuffer)>) {
+    loop {
+        let writable = client.change(|log| log.writable);
+        match lanes.try_send(&mut frames) {
+            Ok(()) => return,
+            Err(SendRefused::Blocked) => client.wait(|log| (log.writable > writable).then_some(())),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn frames_cross_every_link_both_ways_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let unix = LinkAddress::Unix(directory.path().join("fabric"));
+    for (near, far) in [in_process_pair("test"), stream_pair(&unix), tcp_pair()] {
+        let clients = [Recorder::new(false), Recorder::new(false)];
+        let [host_client, director_client] = &clients;
+        let _director = side(Role::Director, far, "100G", &clients[1..]);
+        let _host = side(Role::Host, near, "100G", &clients[..1]);
+        for (from, to) in [
+            (host_client, director_client),
+            (director_client, host_client),
+        ] {
+            let lanes = from.lanes();
+            for number in 0..2000_u32 {
+                let mut payload = number.to_le_bytes().to_vec();
+                payload.resize(4 + (number as usize * 37) % 60_000, 0xa5);
+                send_all(from, &lanes, frame(&payload));
+                if number % 50 == 49 {
+                    for expected in number - 49..=number {
+                        let received = to.wait(|log| log.received.pop_front());
+                        assert_eq!(received[..4], expected.to_le_bytes());
+                        assert_eq!(received.len(), 4 + (expected as usize * 37) % 60_000);
+                    }
+                }
+            }
+            assert!(to.change(|log| log.batches) > 0);
+        }
+    }
+}
+
+#[test]
+fn stalled_device_stalls_only_itself() {
+    let (near, far) = tcp_pair();
+    let host = [Recorder::new(false), Recorder::new(false)];
+    let director = [Recorder::new(true), Recorder::new(false)];
+    let _director = side(Role::Director, far, "100G", &director);
+    let _host = side(Role::Host, near, "100G", &host);
+    let stalled = host[0].lanes();
+    let mut frames = frame(&[0; 1500]);
+    while stalled.try_send(&mut frames) == Ok(()) {
+        frames = frame(&[0; 1500]);
+    }
+    // The window of 2048 blocks holds 85 frames of 24 blocks; not one more may be underway.
+    director[0].wait(|log| (log.received.len() == 85).then_some(()));
+    let lanes = host[1].lanes();
+    for _ in 0..5000 {
+        send_all(&host[1], &lanes, frame(&[1; 1500]));
+        director[1].wait(|log| log.received.pop_front());
+    }
+    assert_eq!(stalled.try_send(&mut frames), Err(SendRefused::Blocked));
+    assert_eq!(director[0].change(|log| log.received.len()), 85);
+    let lanes = director[0].lanes();
+    for _ in 0..85 {
+        lanes.release(NETWORK, 1500);
+    }
+    host[0].wait(|log| (log.writable > 0).then_some(()));
+    assert_eq!(stalled.try_send(&mut frames), Ok(()));
+}
+
+#[test]
+fn send_larger_than_a_frame_is_refused_whole() {
+    let (near, far) = in_process_pair("test");
+    let (host, director) = (Recorder::new(false), Recorder::new(false));
+    let _director = side(Role::Director, far, "1G", std::slice::from_ref(&director));
+    let _host = side(Role::Host, near, "1G", std::slice::from_ref(&host));
+    let mut frames = vec![
+        (NETWORK, FrameBuffer::from_payload(&[1])),
+        (NETWORK, FrameBuffer::zeroed(PAYLOAD_BYTES_MAX + 1)),
+    ];
+    assert_eq!(
+        host.lanes().try_send(&mut frames),
+        Err(SendRefused::TooLarge)
+    );
+    assert_eq!(frames.len(), 2);
+}
+
+#[test]
+fn end_of_a_side_is_told_to_the_clients_of_both() {
+    let (near, far) = tcp_pair();
+    let (host, director) = (Recorder::new(false), Recorder::new(false));
+    let director_side = side(Role::Director, far, "1G", std::slice::from_ref(&director));
+    let _host = side(Role::Host, near, "1G", std::slice::from_ref(&host));
+    let (host_lanes, director_lanes) = (host.lanes(), director.lanes());
+    assert_eq!((host_lanes.epoch(), director_lanes.epoch()), (5, 5));
+    drop(director_side);
+    assert_eq!(host.wait(|log| log.down.pop()), 5);
+    assert_eq!(director.wait(|log| log.down.pop()), 5);
+    assert_eq!(
+        host_lanes.try_send(&mut frame(&[1])),
+        Err(SendRefused::Down)
+    );
+    assert_eq!(
+        director_lanes.try_send(&mut frame(&[1])),
+        Err(SendRefused::Down)
+    );
+}
+
+#[test]
+fn p05_device_that_is_not_configured_is_refused_and_the_others_served() {
+    let (near, far) = tcp_pair();
+    let host = [Recorder::new(false), Recorder::new(false)];
+    let director = Recorder::new(false);
+    let _director = side(Role::Director, far, "1G", std::slice::from_ref(&director));
+    let _host = side(Role::Host, near, "1G", &host);
+    send_all(&host[0], &host[0].lanes(), frame(&[42]));
+    assert_eq!(director.wait(|log| log.received.pop_front()), [42]);
+    assert!(host[1].change(|log| log.lanes.is_none()));
+}
+
+#[test]
+fn p10_flipped_bit_on_the_wire_ends_the_session_and_is_never_delivered() {
+    use std::io::{Read, Write};
+    // A proxy in the middle flips one bit far behind the greeting.
+    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    let LinkAddress::Tcp(address) = listener.address().unwrap() else {
+        panic!("tcp")
+    };
+    let proxy = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    let near = connect(&proxy.address().unwrap(), PATIENCE).unwrap();
+    let Listener::Tcp(proxy) = &proxy else {
+        panic!("tcp")
+    };
+    let (mut inward, _) = proxy.accept().unwrap();
+    inward.set_nonblocking(false).unwrap();
+    let mut outward = std::net::TcpStream::connect(address).unwrap();
+    let far = listener.accept().unwrap().expect("a connection waits");
+    let (mut back_in, mut back_out) = (outward.try_clone().unwrap(), inward.try_clone().unwrap());
+    let forward = std::thread::spawn(move || {
+        let (mut passed, mut buffer) = (0, [0; 4096]);
+        while let Ok(bytes @ 1..) = inward.read(&mut buffer) {
+            if passed < 20_000 && passed + bytes >= 20_000 {
+                buffer[bytes - 1] ^= 4;
+            }
+            passed += bytes;
+            if outward.write_all(&buffer[..bytes]).is_err() {
+                return;
+            }
+        }
+    });
+    let backward = std::thread::spawn(move || {
+        drop(std::io::copy(&mut back_in, &mut back_out));
+        drop(back_out.shutdown(std::net::Shutdown::Both));
+    });
+    let (host, director) = (Recorder::new(false), Recorder::new(false));
+    let director_side = side(Role::Director, far, "1G", std::slice::from_ref(&director));
+    let host_side = side(Role::Host, near, "1G", std::slice::from_ref(&host));
+    let lanes = host.lanes();
+    let mut sent = 0_u32;
+    while lanes.try_send(&mut frame(&[0x5a; 1000])) == Ok(()) && sent < 60 {
+        sent += 1;
+    }
+    director.wait(|log| log.down.pop());
+    assert!(director.change(|log| log.received.iter().all(|payload| payload == &[0x5a; 1000])));
+    drop((director_side, host_side));
+    forward.join().unwrap();
+    backward.join().unwrap();
+}
+
+#[test]
+fn host_that_is_not_configured_is_turned_away_with_the_reason() {
+    let (near, far) = tcp_pair();
+    let director = side(Role::Director, far, "1G", &[]);
+    let mut config = config(Role::Host, "1G");
+    config.session.name = "stranger".into();
+    let directory = Arc::new(TestDirectory {
+        role: Role::Host,
+        devices: Vec::new(),
+    });
+    let (endpoint, thread) = Endpoint::start(config, near, directory, "test-link").unwrap();
+    thread.join().unwrap();
+    let reason = endpoint.lock().session.close_reason().cloned();
+    assert_eq!(
+        reason,
+        Some(CloseReason::Peer("no host is named stranger".into()))
+    );
+    drop(director);
+}

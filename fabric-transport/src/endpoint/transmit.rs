@@ -1,0 +1,135 @@
+//! Running the link: from the scheduler's queue onto the wire.
+
+use std::collections::VecDeque;
+
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{Expiration, TimerSetTimeFlags};
+
+use super::{Endpoint, Ordering, now};
+use crate::control::Control;
+use crate::endpoint::LaneClient;
+use crate::frame::{FrameBuffer, FrameHeader};
+use crate::link::{BATCH_BYTES_MAX, BATCH_FRAMES_MAX, LinkSender, Sent};
+use std::sync::{Arc, TryLockError};
+
+/// The sending half of the link and what it could not take yet.
+pub(super) struct Writer {
+    /// `None` once the link is broken or the session over.
+    sender: Option<Box<dyn LinkSender>>,
+    batch: VecDeque<FrameBuffer>,
+}
+
+impl Writer {
+    pub(super) fn new(sender: Box<dyn LinkSender>) -> Self {
+        Self {
+            sender: Some(sender),
+            batch: VecDeque::with_capacity(BATCH_FRAMES_MAX),
+        }
+    }
+
+    pub(super) fn hang_up(&mut self) {
+        self.sender = None;
+        self.batch.clear();
+    }
+}
+
+/// What one look at the scheduler found.
+#[derive(Default)]
+struct Picked {
+    frames: Vec<(FrameHeader, FrameBuffer)>,
+    /// Clients whose queues have room again.
+    writable: Vec<Arc<dyn LaneClient>>,
+}
+
+impl Endpoint {
+    /// Sends whatever may be sent now, unless another thread is at it: then that one will.
+    pub(super) fn run_link(&self) {
+        self.more.store(true, Ordering::SeqCst);
+        while self.more.load(Ordering::SeqCst) {
+            let mut writer = match self.writer.try_lock() {
+                Ok(writer) => writer,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            if self.more.swap(false, Ordering::SeqCst) {
+                self.drain(&mut writer);
+            }
+        }
+    }
+
+    fn drain(&self, writer: &mut Writer) {
+        while let Some(sender) = &mut writer.sender {
+            match sender.send(&mut writer.batch) {
+                Ok(Sent::All) => {}
+                Ok(Sent::Blocked) => return,
+                Err(error) => {
+                    writer.hang_up();
+                    self.fail_link(&error);
+                    return;
+                }
+            }
+            let picked = self.pick();
+            for client in picked.writable {
+                client.writable();
+            }
+            if picked.frames.is_empty() {
+                return;
+            }
+            for (header, mut frame) in picked.frames {
+                frame.seal(&header, self.checksummed);
+                writer.batch.push_back(frame);
+            }
+        }
+    }
+
+    /// The next batch in the order of the scheduler, control frames first.
+    fn pick(&self) -> Picked {
+        let mut picked = Picked::default();
+        let mut bytes = 0;
+        let now = now();
+        let mut core = self.lock();
+        let core = &mut *core;
+        while let Some((header, control)) = core.session.poll_transmit() {
+            picked.frames.push((header, control_frame(&control)));
+        }
+        let mut devices = Vec::new();
+        while picked.frames.len() < BATCH_FRAMES_MAX
+            && bytes < BATCH_BYTES_MAX
+            && core.session.unacknowledged_bytes() < core.unacknowledged_bytes_max
+        {
+            let Some(grant) = core.scheduler.dequeue(now) else {
+                if let Some(wake_at) = core.scheduler.next_wake(now) {
+                    let wake_at = std::time::Duration::from_nanos(wake_at.as_nanos().max(1));
+                    let expiration = Expiration::OneShot(TimeSpec::from_duration(wake_at));
+                    let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME;
+                    if let Err(error) = self.timer.set(expiration, flags) {
+                        tracing::error!(%error, "timer of a link cannot be set");
+                    }
+                }
+                break;
+            };
+            let frame = grant.item;
+            let payload_bytes = frame.buffer.payload_bytes();
+            bytes += frame.buffer.frame_bytes();
+            let header =
+                core.session
+                    .transmit_data(frame.device, frame.lane, frame.sequence, payload_bytes);
+            picked.frames.push((header, frame.buffer));
+            if devices.last() != Some(&frame.device) {
+                devices.push(frame.device);
+            }
+        }
+        picked.writable.extend(
+            devices
+                .into_iter()
+                .filter_map(|device| core.take_waiting(device)),
+        );
+        picked
+    }
+}
+
+fn control_frame(control: &Control) -> FrameBuffer {
+    let mut frame = FrameBuffer::with_capacity(64);
+    frame.append_with(|bytes| control.encode(bytes));
+    frame
+}

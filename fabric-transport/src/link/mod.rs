@@ -1,0 +1,246 @@
+//! Links: they move whole frames from one end to the other, in order, and know only their length.
+//!
+//! A link is two halves, so that one thread can write while another reads. Both are non-blocking:
+//! [`LinkReceiver::poll_fd`] becomes readable or writable (edge-triggered) when a half that had to
+//! stop can go on.
+
+mod in_process;
+mod stream;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use nix::sys::eventfd::EventFd;
+
+use crate::frame::{FrameBuffer, FrameError};
+
+pub use in_process::in_process_pair;
+pub use stream::{Listener, connect};
+
+/// Frames of one write at most.
+pub const BATCH_FRAMES_MAX: usize = 64;
+/// Bytes of one write at which no more frames are added.
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Both halves of one end of a link.
+#[derive(Debug)]
+pub struct Link {
+    /// Towards the peer.
+    pub sender: Box<dyn LinkSender>,
+    /// From the peer.
+    pub receiver: Box<dyn LinkReceiver>,
+    /// Whether bits may flip underway, so that frames need their CRC32C.
+    pub checksummed: bool,
+    /// The peer, for logs.
+    pub peer: String,
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// Everything is handed over.
+    All,
+    /// The rest must wait for [`LinkReceiver::poll_fd`].
+    Blocked,
+}
+
+/// The half of a link that sends.
+pub trait LinkSender: Send + fmt::Debug {
+    /// Sends from the front of `batch`; what is handed over is taken out.
+    ///
+    /// # Errors
+    /// The link is broken.
+    fn send(&mut self, batch: &mut VecDeque<FrameBuffer>) -> io::Result<Sent>;
+}
+
+/// What a read found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled {
+    /// Something; there may be more.
+    Some,
+    /// Nothing now.
+    Blocked,
+    /// The peer closed the link.
+    End,
+}
+
+/// The half of a link that receives.
+pub trait LinkReceiver: Send + fmt::Debug {
+    /// Forgets the frames of the last call and reads what is there, a bounded amount.
+    ///
+    /// # Errors
+    /// The link is broken.
+    fn fill(&mut self) -> io::Result<Filled>;
+
+    /// The whole frames that [`Self::fill`] found, in order.
+    ///
+    /// # Errors
+    /// The bytes are no frames; nothing after them can be read.
+    fn frames(&self) -> Result<Vec<&[u8]>, FrameError>;
+
+    /// Readable and writable edges of the link.
+    fn poll_fd(&self) -> BorrowedFd<'_>;
+}
+
+/// Where a director listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LinkAddress {
+    /// `tcp:ADDRESS:PORT`.
+    Tcp(SocketAddr),
+    /// `unix:PATH`.
+    Unix(PathBuf),
+}
+
+/// A text that is no link address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no link address; write tcp:ADDRESS:PORT or unix:/PATH")]
+pub struct LinkAddressError {
+    /// What was given.
+    pub text: String,
+}
+
+impl FromStr for LinkAddress {
+    type Err = LinkAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || LinkAddressError {
+            text: text.to_owned(),
+        };
+        match text.split_once(':').ok_or_else(error)? {
+            ("tcp", address) => address.parse().map(Self::Tcp).map_err(|_parse| error()),
+            ("unix", path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            _ => Err(error()),
+        }
+    }
+}
+
+impl fmt::Display for LinkAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Wakes whoever waits for `event`.
+pub(crate) fn ring(event: &EventFd) {
+    // A full counter is a wake-up that is pending already.
+    if let Err(error) = event.write(1)
+        && error != nix::Error::EAGAIN
+    {
+        tracing::error!(%error, "eventfd cannot be written");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{DeviceId, FrameHeader, FrameKind, VirtualLane};
+    use std::time::Duration;
+
+    fn sealed(payload: &[u8], sequence: u32) -> FrameBuffer {
+        let mut frame = FrameBuffer::from_payload(payload);
+        let header = FrameHeader {
+            kind: FrameKind::Data,
+            lane: Some(VirtualLane::Network),
+            epoch: 1,
+            device: DeviceId(1),
+            payload_bytes: 0,
+            sequence,
+            credit_limit: 0,
+            acknowledge: 0,
+        };
+        frame.seal(&header, true);
+        frame
+    }
+
+    /// Sends `count` frames through a link whose far end reads at its own pace.
+    fn frames_cross(mut near: Link, mut far: Link) {
+        const COUNT: u32 = 3000;
+        let mut batch = VecDeque::new();
+        let (mut queued, mut arrived) = (0, 0);
+        while arrived < COUNT {
+            while batch.len() < BATCH_FRAMES_MAX && queued < COUNT {
+                let payload =
+                    vec![u8::try_from(queued % 251).unwrap(); (queued as usize * 37) % 9000];
+                batch.push_back(sealed(&payload, queued));
+                queued += 1;
+            }
+            near.sender.send(&mut batch).unwrap();
+            if far.receiver.fill().unwrap() == Filled::Some {
+                for frame in far.receiver.frames().unwrap() {
+                    let (header, payload) = FrameHeader::parse(frame, true).unwrap();
+                    assert_eq!(header.sequence, arrived);
+                    assert_eq!(payload.len(), (arrived as usize * 37) % 9000);
+                    arrived += 1;
+                }
+            }
+        }
+        drop(near);
+        assert_eq!(far.receiver.fill().unwrap(), Filled::End);
+    }
+
+    #[test]
+    fn in_process_link_keeps_frames_whole_and_in_order() {
+        let (near, far) = in_process_pair("test");
+        frames_cross(near, far);
+    }
+
+    #[test]
+    fn unix_and_tcp_links_keep_frames_whole_and_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let unix = LinkAddress::Unix(directory.path().join("fabric"));
+        for address in [unix, "tcp:127.0.0.1:0".parse().unwrap()] {
+            let listener = Listener::bind(&address).unwrap();
+            let near = connect(&listener.address().unwrap(), Duration::from_secs(5)).unwrap();
+            let far = listener.accept().unwrap().expect("a connection waits");
+            frames_cross(near, far);
+        }
+    }
+
+    #[test]
+    fn p02_bytes_that_are_no_frame_are_an_error() {
+        use std::io::Write;
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let LinkAddress::Tcp(address) = listener.address().unwrap() else {
+            panic!("tcp")
+        };
+        let mut hostile = std::net::TcpStream::connect(address).unwrap();
+        let mut link = listener.accept().unwrap().expect("a connection waits");
+        hostile
+            .write_all(b"GET / HTTP/1.1\r\nHost: fabric.example\r\n\r\n")
+            .unwrap();
+        while link.receiver.fill().unwrap() == Filled::Blocked {}
+        assert_eq!(
+            link.receiver.frames(),
+            Err(FrameError::Magic { magic: 0x4547 })
+        );
+    }
+
+    #[test]
+    fn addresses_read_as_they_are_written() {
+        for text in [
+            "tcp:127.0.0.1:7471",
+            "tcp:[::1]:7471",
+            "unix:/run/orimono/fabric",
+        ] {
+            assert_eq!(text.parse::<LinkAddress>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "tcp:",
+            "tcp:localhost",
+            "udp:127.0.0.1:1",
+            "unix:relative",
+            "/run/x",
+        ] {
+            assert!(text.parse::<LinkAddress>().is_err(), "{text}");
+        }
+    }
+}

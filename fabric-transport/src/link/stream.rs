@@ -1,0 +1,270 @@
+//! Links over stream sockets: TCP and Unix.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use super::{BATCH_FRAMES_MAX, Filled, Link, LinkAddress, LinkReceiver, LinkSender, Sent};
+use crate::frame::{FrameBuffer, FrameError, FrameHeader, HEADER_BYTES, PAYLOAD_BYTES_MAX};
+
+/// Bytes that one `fill` reads at most; room for several frames of any length.
+const RECEIVE_BYTES: usize = 512 * 1024;
+const _: () = assert!(RECEIVE_BYTES >= 2 * (HEADER_BYTES + PAYLOAD_BYTES_MAX));
+
+/// Connects to a director; waits at most `patience`.
+///
+/// # Errors
+/// Nobody listens there, or does not answer in time.
+pub fn connect(address: &LinkAddress, patience: Duration) -> io::Result<Link> {
+    match address {
+        LinkAddress::Tcp(socket) => tcp_link(
+            TcpStream::connect_timeout(socket, patience)?,
+            address.to_string(),
+        ),
+        LinkAddress::Unix(path) => unix_link(UnixStream::connect(path)?, address.to_string()),
+    }
+}
+
+/// A director's listening socket.
+#[derive(Debug)]
+pub enum Listener {
+    /// On TCP.
+    Tcp(TcpListener),
+    /// On a Unix socket; its file is removed on drop.
+    Unix(UnixListener, UnixSocketFile),
+}
+
+/// The file of a Unix socket, removed when dropped.
+#[derive(Debug)]
+pub struct UnixSocketFile(std::path::PathBuf);
+
+impl Drop for UnixSocketFile {
+    fn drop(&mut self) {
+        // Somebody may have removed it before; then there is nothing to clean up.
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
+impl Listener {
+    /// Listens on `address`. The file of a dead Unix listener is replaced.
+    ///
+    /// # Errors
+    /// The address is in use or not ours.
+    pub fn bind(address: &LinkAddress) -> io::Result<Self> {
+        let listener = match address {
+            LinkAddress::Tcp(socket) => {
+                let listener = TcpListener::bind(socket)?;
+                listener.set_nonblocking(true)?;
+                Self::Tcp(listener)
+            }
+            LinkAddress::Unix(path) => {
+                remove_stale(path)?;
+                let listener = UnixListener::bind(path)?;
+                listener.set_nonblocking(true)?;
+                Self::Unix(listener, UnixSocketFile(path.clone()))
+            }
+        };
+        Ok(listener)
+    }
+
+    /// The address in use, with the port that the kernel chose for port 0.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn address(&self) -> io::Result<LinkAddress> {
+        Ok(match self {
+            Self::Tcp(listener) => LinkAddress::Tcp(listener.local_addr()?),
+            Self::Unix(_, file) => LinkAddress::Unix(file.0.clone()),
+        })
+    }
+
+    /// The next connection, if one waits.
+    ///
+    /// # Errors
+    /// The kernel has no descriptors or memory left.
+    pub fn accept(&self) -> io::Result<Option<Link>> {
+        let link = match self {
+            Self::Tcp(listener) => listener
+                .accept()
+                .and_then(|(stream, peer)| tcp_link(stream, format!("tcp:{peer}"))),
+            Self::Unix(listener, file) => listener
+                .accept()
+                .and_then(|(stream, _)| unix_link(stream, format!("unix:{}", file.0.display()))),
+        };
+        match link {
+            Ok(link) => Ok(Some(link)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener, _) => listener.as_fd(),
+        }
+    }
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "somebody listens there already",
+        )),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
+        Err(_) => Ok(()),
+    }
+}
+
+fn tcp_link(stream: TcpStream, peer: String) -> io::Result<Link> {
+    stream.set_nonblocking(true)?;
+    // Every write is a batch already: waiting for more only adds delay.
+    stream.set_nodelay(true)?;
+    let sender = StreamSender {
+        stream: stream.try_clone()?,
+        written: 0,
+    };
+    let receiver = StreamReceiver::new(stream);
+    Ok(Link {
+        sender: Box::new(sender),
+        receiver: Box::new(receiver),
+        checksummed: true,
+        peer,
+    })
+}
+
+fn unix_link(stream: UnixStream, peer: String) -> io::Result<Link> {
+    stream.set_nonblocking(true)?;
+    let sender = StreamSender {
+        stream: stream.try_clone()?,
+        written: 0,
+    };
+    let receiver = StreamReceiver::new(stream);
+    Ok(Link {
+        sender: Box::new(sender),
+        receiver: Box::new(receiver),
+        checksummed: false,
+        peer,
+    })
+}
+
+#[derive(Debug)]
+struct StreamSender<S> {
+    stream: S,
+    /// Bytes of the batch's first frame that are out already.
+    written: usize,
+}
+
+impl<S: Write + Send + std::fmt::Debug> LinkSender for StreamSender<S> {
+    fn send(&mut self, batch: &mut VecDeque<FrameBuffer>) -> io::Result<Sent> {
+        while !batch.is_empty() {
+            let mut slices = [IoSlice::new(&[]); BATCH_FRAMES_MAX];
+            for (slice, (index, frame)) in slices.iter_mut().zip(batch.iter().enumerate()) {
+                let skip = if index == 0 { self.written } else { 0 };
+                *slice = IoSlice::new(frame.frame().get(skip..).unwrap_or_default());
+            }
+            let count = batch.len().min(BATCH_FRAMES_MAX);
+            match self
+                .stream
+                .write_vectored(slices.get(..count).unwrap_or_default())
+            {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(mut bytes) => {
+                    bytes += self.written;
+                    while let Some(frame) = batch.front()
+                        && frame.frame_bytes() <= bytes
+                    {
+                        bytes -= frame.frame_bytes();
+                        batch.pop_front();
+                    }
+                    self.written = bytes;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Sent::Blocked);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Sent::All)
+    }
+}
+
+#[derive(Debug)]
+struct StreamReceiver<S> {
+    stream: S,
+    buffer: Vec<u8>,
+    /// Bytes of `buffer` that were read.
+    filled: usize,
+}
+
+impl<S> StreamReceiver<S> {
+    fn new(stream: S) -> Self {
+        Self {
+            stream,
+            buffer: vec![0; RECEIVE_BYTES],
+            filled: 0,
+        }
+    }
+
+    /// Bytes of the whole frames at the start of the buffer.
+    fn whole_bytes(&self) -> usize {
+        let mut whole = 0;
+        let filled = self.buffer.get(..self.filled).unwrap_or_default();
+        while let Some(rest) = filled.get(whole..)
+            && let Ok(Some(bytes)) = FrameHeader::frame_bytes(rest)
+            && bytes <= rest.len()
+        {
+            whole += bytes;
+        }
+        whole
+    }
+}
+
+impl<S: Read + AsFd + Send + std::fmt::Debug> LinkReceiver for StreamReceiver<S> {
+    fn fill(&mut self) -> io::Result<Filled> {
+        let consumed = self.whole_bytes();
+        self.buffer.copy_within(consumed..self.filled, 0);
+        self.filled -= consumed;
+        loop {
+            let room = self.buffer.get_mut(self.filled..).unwrap_or_default();
+            match self.stream.read(room) {
+                Ok(0) => return Ok(Filled::End),
+                Ok(bytes) => {
+                    self.filled += bytes;
+                    return Ok(Filled::Some);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Filled::Blocked);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn frames(&self) -> Result<Vec<&[u8]>, FrameError> {
+        let mut frames = Vec::new();
+        let mut rest = self.buffer.get(..self.filled).unwrap_or_default();
+        while let Some(bytes) = FrameHeader::frame_bytes(rest)?
+            && let Some((frame, behind)) = rest.split_at_checked(bytes)
+        {
+            frames.push(frame);
+            rest = behind;
+        }
+        Ok(frames)
+    }
+
+    fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
