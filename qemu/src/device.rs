@@ -1,0 +1,345 @@
+//! The QEMU arguments of one vNIC and of one vHBA.
+//!
+//! Free functions, so that the host agent can print them for guests that are not ours. The
+//! guest's memory must be a shared file-descriptor object, see [`crate::machine`].
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use thiserror::Error;
+
+use crate::{accelerator::Accelerator, emulator::Version};
+
+/// Ethernet address of one vNIC (IEEE 802, 48 bits).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct MacAddress([u8; 6]);
+
+/// Text that is no unicast Ethernet address.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+#[error("`{text}` is not a unicast Ethernet address such as 02:15:97:00:00:01")]
+pub struct MacAddressError {
+    text: String,
+}
+
+impl MacAddress {
+    /// The six bytes, first on the wire first.
+    #[must_use]
+    pub const fn octets(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = MacAddressError;
+
+    fn from_str(text: &str) -> Result<Self, MacAddressError> {
+        let error = || MacAddressError {
+            text: text.to_owned(),
+        };
+        let mut octets = [0; 6];
+        let mut parts = text.split(':');
+        for octet in &mut octets {
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2)
+                .ok_or_else(error)?;
+            // The parser would take a sign.
+            if !part.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Err(error());
+            }
+            *octet = u8::from_str_radix(part, 16).map_err(|_not_hexadecimal| error())?;
+        }
+        let [first, ..] = octets;
+        if parts.next().is_some() || first & 1 == 1 || octets == [0; 6] {
+            return Err(error());
+        }
+        Ok(Self(octets))
+    }
+}
+
+impl std::fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// One vNIC of a guest: `virtio-net-pci` on a `vhost-user` back-end.
+#[derive(Clone, Debug)]
+pub struct Vnic {
+    /// Name in QEMU's lists; the chardev and netdev are named after it. Letters, digits, `-`,
+    /// `.` and `_`, a letter first (QEMU refuses others).
+    pub id: String,
+    /// Socket the back-end listens on.
+    pub socket: PathBuf,
+    /// Address of the guest's interface.
+    pub mac: MacAddress,
+    /// Queue pairs, 1 or more.
+    pub queues: u16,
+    /// MTU in bytes offered to the driver (`host_mtu`), or the driver's own default.
+    pub mtu: Option<u16>,
+    /// Whether QEMU connects again, once a second, when the back-end went away.
+    pub reconnect: bool,
+    /// PCI bus, or the root complex. Only devices behind a root port can be unplugged.
+    pub bus: Option<String>,
+}
+
+impl Vnic {
+    /// One queue pair, default MTU, connecting again, on the root complex.
+    pub fn new(id: impl Into<String>, socket: impl Into<PathBuf>, mac: MacAddress) -> Self {
+        Self {
+            id: id.into(),
+            socket: socket.into(),
+            mac,
+            queues: 1,
+            mtu: None,
+            reconnect: true,
+            bus: None,
+        }
+    }
+}
+
+/// One vHBA of a guest: `vhost-user-scsi-pci`.
+#[derive(Clone, Debug)]
+pub struct Vhba {
+    /// Name in QEMU's lists, as [`Vnic::id`].
+    pub id: String,
+    /// Socket the back-end listens on.
+    pub socket: PathBuf,
+    /// Request queues, 1 or more, not more than the back-end has.
+    pub queues: u16,
+    /// Whether QEMU connects again, once a second, when the back-end went away; ignored where
+    /// the version cannot ([`Version::vhost_user_scsi_reconnects`]).
+    pub reconnect: bool,
+    /// PCI bus, or the root complex.
+    pub bus: Option<String>,
+}
+
+impl Vhba {
+    /// One request queue, connecting again where QEMU can, on the root complex.
+    pub fn new(id: impl Into<String>, socket: impl Into<PathBuf>) -> Self {
+        Self {
+            id: id.into(),
+            socket: socket.into(),
+            queues: 1,
+            reconnect: true,
+            bus: None,
+        }
+    }
+}
+
+/// The arguments of a vNIC for that QEMU.
+///
+/// Under TCG, QEMU 7 dies on MSI-X of a vhost-user network device, so it gets `vectors=0` there.
+/// The option ROM is left out: nothing boots from the network, and loading it costs time.
+#[must_use]
+pub fn vnic_args(vnic: &Vnic, version: Version, accelerator: Accelerator) -> Vec<OsString> {
+    let mut chardev = Options::new("socket");
+    chardev
+        .set("id", format!("{}-socket", vnic.id))
+        .set_path("path", &vnic.socket);
+    if vnic.reconnect {
+        chardev.word(version.reconnect_option());
+    }
+    let mut netdev = Options::new("vhost-user");
+    netdev
+        .set("id", format!("{}-net", vnic.id))
+        .set("chardev", format!("{}-socket", vnic.id));
+    let mut device = Options::new("virtio-net-pci");
+    device
+        .set("id", &vnic.id)
+        .set("netdev", format!("{}-net", vnic.id));
+    device.set("mac", vnic.mac.to_string());
+    if vnic.queues > 1 {
+        netdev.set("queues", vnic.queues.to_string());
+        device.set("mq", "on");
+    }
+    if let Some(mtu) = vnic.mtu {
+        device.set("host_mtu", mtu.to_string());
+    }
+    if accelerator == Accelerator::Tcg && !version.vhost_user_net_has_msix_under_tcg() {
+        device.set("vectors", "0");
+    } else if vnic.queues > 1 {
+        // One for each direction of each pair, one for configuration, one for control.
+        device.set("vectors", (u32::from(vnic.queues) * 2 + 2).to_string());
+    }
+    device.set("romfile", "");
+    if let Some(bus) = &vnic.bus {
+        device.set("bus", bus);
+    }
+    vec![
+        "-chardev".into(),
+        chardev.finish(),
+        "-netdev".into(),
+        netdev.finish(),
+        "-device".into(),
+        device.finish(),
+    ]
+}
+
+/// The arguments of a vHBA for that QEMU.
+#[must_use]
+pub fn vhba_args(vhba: &Vhba, version: Version) -> Vec<OsString> {
+    let mut chardev = Options::new("socket");
+    chardev
+        .set("id", format!("{}-socket", vhba.id))
+        .set_path("path", &vhba.socket);
+    if vhba.reconnect && version.vhost_user_scsi_reconnects() {
+        chardev.word(version.reconnect_option());
+    }
+    let mut device = Options::new("vhost-user-scsi-pci");
+    device
+        .set("id", &vhba.id)
+        .set("chardev", format!("{}-socket", vhba.id));
+    device.set("num_queues", vhba.queues.to_string());
+    if let Some(bus) = &vhba.bus {
+        device.set("bus", bus);
+    }
+    vec![
+        "-chardev".into(),
+        chardev.finish(),
+        "-device".into(),
+        device.finish(),
+    ]
+}
+
+/// A comma-separated list of QEMU options. A comma inside a value is doubled.
+pub(crate) struct Options(Vec<u8>);
+
+impl Options {
+    pub(crate) fn new(kind: &str) -> Self {
+        Self(kind.as_bytes().to_vec())
+    }
+
+    pub(crate) fn word(&mut self, word: &str) -> &mut Self {
+        self.0.push(b',');
+        self.0.extend_from_slice(word.as_bytes());
+        self
+    }
+
+    pub(crate) fn set(&mut self, key: &str, value: impl AsRef<OsStr>) -> &mut Self {
+        self.word(key).0.push(b'=');
+        for byte in value.as_ref().as_bytes() {
+            if *byte == b',' {
+                self.0.push(b',');
+            }
+            self.0.push(*byte);
+        }
+        self
+    }
+
+    pub(crate) fn set_path(&mut self, key: &str, value: &Path) -> &mut Self {
+        self.set(key, value)
+    }
+
+    pub(crate) fn finish(self) -> OsString {
+        OsString::from_vec(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vnic() -> Vnic {
+        Vnic::new(
+            "vn01",
+            "/run/x/vn01.sock",
+            "02:15:97:00:00:01".parse().unwrap(),
+        )
+    }
+
+    #[test]
+    fn a_vnic_of_qemu_7_2_under_tcg_has_no_msix() {
+        let args = vnic_args(&vnic(), Version::new(7, 2), Accelerator::Tcg);
+        assert_eq!(
+            args,
+            [
+                "-chardev",
+                "socket,id=vn01-socket,path=/run/x/vn01.sock,reconnect=1",
+                "-netdev",
+                "vhost-user,id=vn01-net,chardev=vn01-socket",
+                "-device",
+                "virtio-net-pci,id=vn01,netdev=vn01-net,mac=02:15:97:00:00:01,vectors=0,romfile=",
+            ]
+        );
+        let kvm = vnic_args(&vnic(), Version::new(7, 2), Accelerator::Kvm);
+        assert!(!kvm[5].to_string_lossy().contains("vectors"), "{kvm:?}");
+    }
+
+    #[test]
+    fn a_vnic_of_qemu_10_takes_queues_mtu_and_bus() {
+        let vnic = Vnic {
+            queues: 2,
+            mtu: Some(9000),
+            bus: Some("rp0".to_owned()),
+            ..vnic()
+        };
+        let args = vnic_args(&vnic, Version::new(10, 0), Accelerator::Tcg);
+        assert_eq!(
+            args,
+            [
+                "-chardev",
+                "socket,id=vn01-socket,path=/run/x/vn01.sock,reconnect-ms=1000",
+                "-netdev",
+                "vhost-user,id=vn01-net,chardev=vn01-socket,queues=2",
+                "-device",
+                "virtio-net-pci,id=vn01,netdev=vn01-net,mac=02:15:97:00:00:01,mq=on,\
+                 host_mtu=9000,vectors=6,romfile=,bus=rp0",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_vhba_reconnects_only_where_qemu_can() {
+        let vhba = Vhba {
+            queues: 2,
+            ..Vhba::new("vh01", "/run/x/vh01.sock")
+        };
+        assert_eq!(
+            vhba_args(&vhba, Version::new(7, 2)),
+            [
+                "-chardev",
+                "socket,id=vh01-socket,path=/run/x/vh01.sock",
+                "-device",
+                "vhost-user-scsi-pci,id=vh01,chardev=vh01-socket,num_queues=2",
+            ]
+        );
+        let new = vhba_args(&vhba, Version::new(10, 0));
+        assert_eq!(
+            new[1],
+            "socket,id=vh01-socket,path=/run/x/vh01.sock,reconnect-ms=1000"
+        );
+    }
+
+    #[test]
+    fn a_comma_in_a_path_does_not_end_the_option() {
+        let vhba = Vhba::new("vh01", "/run/a,b/vh01.sock");
+        assert_eq!(
+            vhba_args(&vhba, Version::new(7, 2))[1],
+            "socket,id=vh01-socket,path=/run/a,,b/vh01.sock"
+        );
+    }
+
+    #[test]
+    fn only_unicast_addresses_are_addresses() {
+        let mac: MacAddress = "02:15:97:00:0A:ff".parse().unwrap();
+        assert_eq!(mac.to_string(), "02:15:97:00:0a:ff");
+        for text in [
+            "",
+            "02:15:97:00:00",
+            "02:15:97:00:00:01:02",
+            "01:00:5e:00:00:01",
+            "00:00:00:00:00:00",
+            "+2:15:97:00:00:01",
+            "2:15:97:0:0:1",
+            "zz:15:97:00:00:01",
+        ] {
+            assert!(text.parse::<MacAddress>().is_err(), "{text}");
+        }
+    }
+}
