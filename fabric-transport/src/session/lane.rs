@@ -109,7 +109,9 @@ impl ReceiveLane {
         Ok(())
     }
 
-    /// The buffers of a frame are free. True once a grant is worth a message of its own.
+    /// The buffers of a frame are free. True once a grant is worth a message of its own: half of
+    /// what is not held has not been granted. What is less is granted by the next heartbeat, so
+    /// that no credit is stranded behind buffers that are held for long.
     pub(super) fn release(&mut self, payload_bytes: usize) -> bool {
         let held = self.received.wrapping_sub(self.released);
         debug_assert!(
@@ -119,7 +121,13 @@ impl ReceiveLane {
         self.released = self
             .released
             .wrapping_add(frame::blocks(payload_bytes).min(held));
-        !self.due && self.limit().wrapping_sub(self.granted) >= self.window.div_ceil(2)
+        let held = self.received.wrapping_sub(self.released);
+        !self.due && self.ungranted() >= (self.window - held.min(self.window)).div_ceil(2)
+    }
+
+    /// Blocks that are free and not granted.
+    pub(super) fn ungranted(&self) -> u32 {
+        self.limit().wrapping_sub(self.granted)
     }
 
     /// The limit to tell the peer now.
@@ -151,6 +159,23 @@ mod tests {
         assert_eq!(send.take(10), u32::MAX);
         assert_eq!((send.available(), send.sequence), (0, 0));
         assert_eq!(send.raise_limit(9), Ok(true));
+    }
+
+    #[test]
+    fn credit_behind_held_buffers_is_granted() {
+        let mut receive = ReceiveLane::new(64);
+        for sequence in 0..64 {
+            assert_eq!(receive.arrive(32, sequence), Ok(()));
+        }
+        // 40 of 64 stay held: half of the other 24 make a grant.
+        let grants = (0..24).filter(|_| {
+            let due = receive.release(32);
+            receive.due |= due;
+            due
+        });
+        assert_eq!(grants.count(), 1);
+        assert_eq!(receive.grant(), 64 + 24);
+        assert_eq!(receive.ungranted(), 0);
     }
 
     #[test]

@@ -389,6 +389,7 @@ impl Session {
             self.ping_at = now.saturating_add(self.config.heartbeat);
             if self.state == SessionState::Active {
                 self.queue_control(DeviceId(0), Control::Ping(now.as_nanos()));
+                self.grant_the_rest();
             }
         }
     }
@@ -822,6 +823,18 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Lets no credit wait for ever for the grant that it is too small for.
+    fn grant_the_rest(&mut self) {
+        for (device, lanes) in &mut self.devices {
+            for (lane, receive) in VirtualLane::ALL.into_iter().zip(&mut lanes.receive) {
+                if !receive.due && receive.ungranted() > 0 {
+                    receive.due = true;
+                    self.credits_due.push((*device, lane));
+                }
+            }
+        }
     }
 
     fn credit_message(&mut self) -> Option<(DeviceId, Control)> {

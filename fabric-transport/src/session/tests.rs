@@ -107,6 +107,22 @@ fn data_is_delivered_and_its_credit_returns() {
 }
 
 #[test]
+fn credit_too_small_for_a_grant_returns_with_the_next_heartbeat() {
+    let (mut host, mut director) = active_pair();
+    let header = data(&mut host, 96);
+    director.handle_frame(at(1), &header, &[0; 96]).unwrap();
+    director.release(DEVICE, NETWORK, 96);
+    carry(at(1), &mut director, &mut host).unwrap();
+    assert_eq!(
+        host.may_send(DEVICE, [0, 0, 0, 64]),
+        Err(SendBlocked::NoCredit)
+    );
+    director.handle_timeout(at(250));
+    carry(at(250), &mut director, &mut host).unwrap();
+    assert_eq!(host.may_send(DEVICE, [0, 0, 0, 64]), Ok(()));
+}
+
+#[test]
 fn one_lane_without_credit_refuses_the_whole_send_and_no_other_lane() {
     let (host, _) = active_pair();
     assert_eq!(
