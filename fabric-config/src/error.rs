@@ -1,0 +1,226 @@
+//! What is wrong with a lab file, in one line each.
+
+use std::io;
+use std::path::PathBuf;
+
+use fabric_transport::link::LinkAddressError;
+use qos::{BitRate, InvalidBudget, InvalidRate, ParseBitRateError};
+
+use crate::address::{AddressError, MacAddress, PortName, Wwpn};
+use crate::{INTERFACE_NAME_BYTES_MAX, LUN_MAX, MTU_MAX, MTU_MIN, NAME_BYTES_MAX};
+
+/// Why a lab file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}; name a readable lab file", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Not TOML, or not with these keys.
+    #[error("line {line}: {message}; correct this line")]
+    Syntax {
+        /// Line, from 1.
+        line: usize,
+        /// What the TOML parser says.
+        message: String,
+    },
+    /// A value that cannot be, or does not fit to the others.
+    #[error("line {line}: {object}: {problem}")]
+    Invalid {
+        /// Line, from 1.
+        line: usize,
+        /// The object it belongs to, as the operator knows it: `vnic vn01.vm1`.
+        object: String,
+        /// What is wrong, and the next step.
+        problem: Problem,
+    },
+}
+
+/// What is wrong with a value, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// A name with other characters, empty or too long.
+    #[error("name {name:?} is not usable; use 1 to {NAME_BYTES_MAX} letters, digits, '-' and '_'")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// An interface name that the kernel does not take.
+    #[error(
+        "interface name {name:?} is not usable; use 1 to {INTERFACE_NAME_BYTES_MAX} letters, \
+         digits, '-', '_' and '.'"
+    )]
+    InterfaceName {
+        /// The name.
+        name: String,
+    },
+    /// A name, number or address is used twice.
+    #[error("{what} {value} is taken by {owner}; choose another")]
+    Taken {
+        /// What must be unique.
+        what: &'static str,
+        /// The value.
+        value: String,
+        /// Who has it.
+        owner: String,
+    },
+    /// A malformed address.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// A malformed link address.
+    #[error(transparent)]
+    LinkAddress(#[from] LinkAddressError),
+    /// A malformed rate.
+    #[error("{0}; write it like 300M or 2.5G")]
+    Rate(ParseBitRateError),
+    /// A link without bandwidth.
+    #[error("rate is zero; write what the link carries, like 10G")]
+    LinkRateIsZero,
+    /// More reservable than there is.
+    #[error("{0}; lower reservable")]
+    Budget(InvalidBudget),
+    /// CIR and PIR do not fit together.
+    #[error("{direction}: {source}; raise pir, lower cir, or leave pir out")]
+    DeviceRate {
+        /// Ingress or egress.
+        direction: &'static str,
+        /// Why.
+        source: InvalidRate,
+    },
+    /// Not the address of one station.
+    #[error("MAC address {mac} is not unicast; use one like 02:00:00:00:00:01")]
+    NotUnicast {
+        /// The address.
+        mac: MacAddress,
+    },
+    /// An MTU that no Ethernet port has.
+    #[error("mtu {mtu} is out of range; use {MTU_MIN} to {MTU_MAX}")]
+    Mtu {
+        /// The MTU.
+        mtu: u16,
+    },
+    /// A vNIC's MTU above that of its port.
+    #[error("mtu {mtu} is above the {port_mtu} of port {port}; lower it or raise the port's")]
+    MtuAbovePort {
+        /// The vNIC's.
+        mtu: u16,
+        /// The port.
+        port: PortName,
+        /// The port's.
+        port_mtu: u16,
+    },
+    /// A queue count that the device does not have.
+    #[error("{queues} queues are out of range; use 1 to {queues_max}")]
+    Queues {
+        /// The count.
+        queues: u16,
+        /// The most.
+        queues_max: u16,
+    },
+    /// A device id of the session itself.
+    #[error("id 0 belongs to the fabric session; use 1 or above")]
+    DeviceIdIsZero,
+    /// A port that is not there.
+    #[error("there is no {kind} port {port}; {next_step}")]
+    NoSuchPort {
+        /// Ethernet or SAN.
+        kind: &'static str,
+        /// The port.
+        port: PortName,
+        /// What to add, or what the port is.
+        next_step: &'static str,
+    },
+    /// A block size that no disk has.
+    #[error("block-bytes {block_bytes} is not served; use 512 or 4096")]
+    BlockBytes {
+        /// The size.
+        block_bytes: u32,
+    },
+    /// A serial number that does not fit into the VPD page.
+    #[error("serial {serial:?} is not usable; use 1 to 64 printable ASCII characters")]
+    Serial {
+        /// The serial number.
+        serial: String,
+    },
+    /// A LUN that cannot be addressed.
+    #[error("lun {lun} is out of range; use 0 to {LUN_MAX}")]
+    Lun {
+        /// The number.
+        lun: u16,
+    },
+    /// A LUN map names a unit that is not there.
+    #[error("there is no lun {name:?}; add a [[lun]] with this name")]
+    NoSuchLun {
+        /// The name.
+        name: String,
+    },
+    /// A LUN map names a unit behind another port.
+    #[error("lun {name:?} stands behind port {lun_port}, not {port}; correct one of the ports")]
+    LunBehindOtherPort {
+        /// The name.
+        name: String,
+        /// Where it is.
+        lun_port: PortName,
+        /// Where it is looked for.
+        port: PortName,
+    },
+    /// Neither or both of `director` and `embedded`.
+    #[error("way to the director is not clear; write either director = [...] or embedded = true")]
+    Uplink,
+    /// `[[director.link]]` for a host that is not there.
+    #[error("there is no host {host:?}; add a [[host]] with this name")]
+    NoSuchHost {
+        /// The host.
+        host: String,
+    },
+    /// A delay that no test needs.
+    #[error("delay-ms {delay_ms} is out of range; use 0 to {delay_ms_max}")]
+    Delay {
+        /// The delay.
+        delay_ms: u64,
+        /// The most.
+        delay_ms_max: u64,
+    },
+}
+
+/// Values that [`Problem::Taken`] shows.
+pub(crate) trait Unique: Ord + Clone + std::fmt::Display {
+    const WHAT: &'static str;
+}
+
+macro_rules! unique {
+    ($($kind:ty => $what:literal,)*) => {
+        $(impl Unique for $kind { const WHAT: &'static str = $what; })*
+    };
+}
+
+unique! {
+    String => "name",
+    PortName => "port",
+    MacAddress => "MAC address",
+    Wwpn => "WWPN",
+    fabric_transport::DeviceId => "id",
+    u16 => "LUN",
+}
+
+impl From<ParseBitRateError> for Problem {
+    fn from(error: ParseBitRateError) -> Self {
+        Self::Rate(error)
+    }
+}
+
+/// A link's rate, which must be above zero.
+pub(crate) fn link_rate(text: &str) -> Result<BitRate, Problem> {
+    let rate: BitRate = text.parse()?;
+    if rate.is_zero() {
+        Err(Problem::LinkRateIsZero)
+    } else {
+        Ok(rate)
+    }
+}

@@ -1,0 +1,294 @@
+//! The lab file: one TOML text that the I/O director and every host agent read until a controller
+//! hands out profiles.
+//!
+//! Parsed, then validated into types that cannot hold a wrong value: whoever has a [`LabConfig`]
+//! need not check again that ports exist, numbers are unique or rates fit together. What depends
+//! on the machine (a missing LUN file, a busy TAP name, an unwritable folder) is for the process
+//! that opens it. Reservations are admitted at the link, not here, so that one device too many
+//! does not keep the others from starting.
+//!
+//! ```toml
+//! [director]
+//! name = "director1"
+//! listen = ["tcp:127.0.0.1:7471"]
+//! [[director.link]]                  # director to host; absent: as the host's own
+//! host = "host1"
+//! rate = "10G"
+//! reservable = "9.5G"                # absent: 95 % of the rate
+//!
+//! [[ethernet-port]]
+//! port = "10/1"
+//! tap = "orimono0"
+//! offloads = true                    # default; false: plain path, no checksum or segmentation
+//! mtu = 1500                         # default
+//!
+//! [[lun]]
+//! name = "lun0"
+//! port = "12/1"
+//! file = "/var/lib/orimono/lun0.img"
+//! block-bytes = 512                  # default, or 4096
+//! read-only = false                  # default
+//! serial = "lun0"                    # default: the name
+//! delay-ms = 0                       # default; every command is answered this late
+//!
+//! [[host]]
+//! name = "host1"
+//! director = ["tcp:127.0.0.1:7471"]  # or: embedded = true
+//! run-dir = "/run/orimono/host1"
+//! rate = "10G"
+//! [[host.vm]]
+//! name = "vm1"
+//! [[host.vm.vnic]]
+//! name = "vn01"                      # the object is vn01.vm1
+//! id = 1
+//! generation = 0                     # default
+//! port = "10/1"
+//! mac = "02:00:00:00:00:01"
+//! mtu = 1500                         # default: the port's
+//! queues = 1                         # default
+//! ingress = { cir = "300M", pir = "1G", weight = 1 }
+//! egress = { cir = "300M", pir = "1G" }
+//! [[host.vm.vhba]]
+//! name = "vh01"
+//! id = 11
+//! port = "12/1"
+//! wwpn = "50:01:39:71:00:00:00:0b"   # default: from the id
+//! queues = 1                         # default
+//! luns = [ { lun = 0, name = "lun0" } ]
+//! ```
+#![forbid(unsafe_code)]
+
+mod address;
+mod error;
+mod raw;
+mod validate;
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use fabric_transport::DeviceId;
+use fabric_transport::link::LinkAddress;
+use qos::{DeviceRate, LinkBudget};
+
+pub use address::{AddressError, MacAddress, PortName, Wwpn};
+pub use error::{ConfigError, Problem};
+
+/// Bytes of the name of a host, director, VM, LUN or device at most.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Bytes of a network interface's name at most (`IFNAMSIZ` less the NUL).
+pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
+/// Smallest MTU of an Ethernet port or vNIC (RFC 791), bytes.
+pub const MTU_MIN: u16 = 68;
+/// Largest MTU of an Ethernet port or vNIC, bytes: a TAP device takes no more.
+pub const MTU_MAX: u16 = 65_521;
+/// Largest LUN (flat space addressing, SAM-5 section 4.7.7.3).
+pub const LUN_MAX: u16 = 16_383;
+/// Queue pairs of a vNIC at most: a vhost-user back end has 64 virtqueues.
+pub const VNIC_QUEUES_MAX: u16 = 31;
+/// Request queues of a vHBA at most, beside its control and event queue.
+pub const VHBA_QUEUES_MAX: u16 = 62;
+
+/// A whole, valid lab file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabConfig {
+    /// The I/O director.
+    pub director: DirectorConfig,
+    /// Its Ethernet ports.
+    pub ethernet_ports: Vec<EthernetPortConfig>,
+    /// The logical units behind its SAN ports.
+    pub luns: Vec<LunConfig>,
+    /// The hosts and their VMs.
+    pub hosts: Vec<HostConfig>,
+}
+
+/// The I/O director.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectorConfig {
+    /// Its name.
+    pub name: String,
+    /// Where it listens for hosts; may be empty when it is embedded.
+    pub listen: Vec<LinkAddress>,
+}
+
+/// An Ethernet port: a TAP interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EthernetPortConfig {
+    /// Its name.
+    pub port: PortName,
+    /// Name of the TAP interface.
+    pub tap: String,
+    /// Whether checksums and super-frames cross the TAP unfinished (`IFF_VNET_HDR`).
+    pub offloads: bool,
+    /// MTU of the interface.
+    pub mtu: u16,
+}
+
+/// A logical unit: a file or block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LunConfig {
+    /// Its name.
+    pub name: String,
+    /// The SAN port it stands behind.
+    pub port: PortName,
+    /// The file or block device; must exist.
+    pub file: PathBuf,
+    /// Bytes of a logical block: 512 or 4096.
+    pub block_bytes: u32,
+    /// Whether initiators may only read.
+    pub read_only: bool,
+    /// Unit serial number.
+    pub serial: String,
+    /// How late every command is answered, for tests of slow consumers.
+    pub delay: Duration,
+}
+
+/// How a host reaches its director.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uplink {
+    /// The host agent runs the director in its own process.
+    Embedded,
+    /// Over a link to one of these addresses, in order of preference; never empty.
+    Director(Vec<LinkAddress>),
+}
+
+/// A hypervisor machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostConfig {
+    /// Its name.
+    pub name: String,
+    /// Its way to the director.
+    pub uplink: Uplink,
+    /// Folder of its device sockets.
+    pub run_dir: PathBuf,
+    /// What the host may send to the director (ingress of its devices).
+    pub budget: LinkBudget,
+    /// What the director may send to the host (egress of its devices).
+    pub downlink: LinkBudget,
+    /// Its VMs.
+    pub vms: Vec<VmConfig>,
+}
+
+/// A VM and its devices: a physical server with its server profile, in the original's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmConfig {
+    /// Its name, unique in the file.
+    pub name: String,
+    /// Its network interfaces.
+    pub vnics: Vec<VnicConfig>,
+    /// Its host bus adapters.
+    pub vhbas: Vec<VhbaConfig>,
+}
+
+/// A virtual NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VnicConfig {
+    /// Object name: `device.vm`.
+    pub name: String,
+    /// Its name on the fabric, unique in the file.
+    pub id: DeviceId,
+    /// Counts the lives of the id.
+    pub generation: u32,
+    /// Its Ethernet port.
+    pub port: PortName,
+    /// Its address: unicast, not zero, unique in the file.
+    pub mac: MacAddress,
+    /// Its MTU, at most the port's.
+    pub mtu: u16,
+    /// Queue pairs.
+    pub queues: u16,
+    /// What the guest sends.
+    pub ingress: DeviceRate,
+    /// What the guest receives.
+    pub egress: DeviceRate,
+}
+
+/// A virtual HBA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VhbaConfig {
+    /// Object name: `device.vm`.
+    pub name: String,
+    /// Its name on the fabric, unique in the file.
+    pub id: DeviceId,
+    /// Counts the lives of the id.
+    pub generation: u32,
+    /// Its SAN port.
+    pub port: PortName,
+    /// World wide port name, unique in the file.
+    pub wwpn: Wwpn,
+    /// Request queues.
+    pub queues: u16,
+    /// What the guest sees; the numbers are unique.
+    pub luns: Vec<LunMapping>,
+    /// What the guest sends.
+    pub ingress: DeviceRate,
+    /// What the guest receives.
+    pub egress: DeviceRate,
+}
+
+/// One line of a vHBA's LUN map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LunMapping {
+    /// Number in the guest, 0 to [`LUN_MAX`].
+    pub lun: u16,
+    /// Name of the [`LunConfig`].
+    pub name: String,
+}
+
+impl LabConfig {
+    /// Reads and validates the file at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] in one line: place, object, problem and next step.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        text.parse()
+    }
+
+    /// The host called `name`.
+    #[must_use]
+    pub fn host(&self, name: &str) -> Option<&HostConfig> {
+        self.hosts.iter().find(|host| host.name == name)
+    }
+
+    /// The Ethernet port called `port`.
+    #[must_use]
+    pub fn ethernet_port(&self, port: PortName) -> Option<&EthernetPortConfig> {
+        self.ethernet_ports
+            .iter()
+            .find(|config| config.port == port)
+    }
+
+    /// The logical unit called `name`.
+    #[must_use]
+    pub fn lun(&self, name: &str) -> Option<&LunConfig> {
+        self.luns.iter().find(|lun| lun.name == name)
+    }
+}
+
+impl HostConfig {
+    /// All vNICs of the host, by VM.
+    pub fn vnics(&self) -> impl Iterator<Item = &VnicConfig> {
+        self.vms.iter().flat_map(|vm| &vm.vnics)
+    }
+
+    /// All vHBAs of the host, by VM.
+    pub fn vhbas(&self) -> impl Iterator<Item = &VhbaConfig> {
+        self.vms.iter().flat_map(|vm| &vm.vhbas)
+    }
+}
+
+impl FromStr for LabConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let raw = raw::parse(text)?;
+        validate::validate(text, raw)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,360 @@
+//! One good file, and one wrong value at a time with the line it must give.
+
+use super::*;
+
+const LAB: &str = r#"
+[director]
+name = "director1"
+listen = ["tcp:127.0.0.1:7471", "unix:/run/orimono/director1"]
+[[director.link]]
+host = "host1"
+rate = "8G"
+reservable = "7G"
+
+[[ethernet-port]]
+port = "10/1"
+tap = "orimono0"
+[[ethernet-port]]
+port = "10/2"
+tap = "orimono1"
+offloads = false
+mtu = 9000
+
+[[lun]]
+name = "lun0"
+port = "12/1"
+file = "/tmp/lun0.img"
+[[lun]]
+name = "lun1"
+port = "12/2"
+file = "/tmp/lun1.img"
+block-bytes = 4096
+read-only = true
+serial = "ABC 1"
+delay-ms = 5000
+
+[[host]]
+name = "host1"
+director = ["tcp:127.0.0.1:7471"]
+run-dir = "/run/orimono/host1"
+rate = "10G"
+[[host.vm]]
+name = "vm1"
+[[host.vm.vnic]]
+name = "vn01"
+id = 1
+port = "10/1"
+mac = "02:00:00:00:00:01"
+queues = 2
+ingress = { cir = "300M", pir = "1G", weight = 3 }
+[[host.vm.vnic]]
+name = "vn02"
+id = 2
+generation = 4
+port = "10/2"
+mac = "02:00:00:00:00:02"
+mtu = 4000
+[[host.vm.vhba]]
+name = "vh01"
+id = 11
+port = "12/1"
+luns = [ { lun = 0, name = "lun0" } ]
+egress = { cir = "100M" }
+[[host]]
+name = "host2"
+embedded = true
+run-dir = "/run/orimono/host2"
+rate = "1G"
+"#;
+
+/// Replaces the one place of `from` and gives the message of the error.
+fn refusal(from: &str, to: &str) -> String {
+    assert_eq!(LAB.matches(from).count(), 1, "{from}");
+    let error = LAB.replace(from, to).parse::<LabConfig>();
+    let message = error.expect_err(to).to_string();
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+#[test]
+fn good_file_becomes_typed_values() {
+    let lab: LabConfig = LAB.parse().unwrap();
+    assert_eq!(lab.director.listen.len(), 2);
+    let host = lab.host("host1").unwrap();
+    assert_eq!(
+        host.budget,
+        LinkBudget::new("host1 uplink", "10G".parse().unwrap())
+    );
+    let downlink = ("8G".parse().unwrap(), "7G".parse().unwrap());
+    let downlink = LinkBudget::with_reservable("host1 downlink", downlink.0, downlink.1);
+    assert_eq!(Ok(&host.downlink), downlink.as_ref());
+    let vnics: Vec<_> = host.vnics().collect();
+    let [first, second] = vnics[..] else {
+        panic!("two vNICs")
+    };
+    assert_eq!(
+        (first.name.as_str(), first.id, first.mtu),
+        ("vn01.vm1", DeviceId(1), 1500)
+    );
+    assert_eq!((first.queues, first.generation), (2, 0));
+    let ingress = DeviceRate {
+        cir: "300M".parse().unwrap(),
+        pir: Some("1G".parse().unwrap()),
+        weight: 3,
+        ..DeviceRate::default()
+    };
+    assert_eq!(
+        (first.ingress, first.egress),
+        (ingress, DeviceRate::best_effort())
+    );
+    assert_eq!((second.mtu, second.generation), (4000, 4));
+    let vhba = host.vhbas().next().unwrap();
+    assert_eq!(vhba.wwpn.to_string(), "50:01:39:71:00:00:00:0b");
+    assert_eq!(vhba.egress.cir, "100M".parse().unwrap());
+    assert_eq!(
+        vhba.luns,
+        [LunMapping {
+            lun: 0,
+            name: "lun0".into()
+        }]
+    );
+    let lun = lab.lun("lun1").unwrap();
+    assert_eq!(
+        (lun.block_bytes, lun.read_only, lun.serial.as_str()),
+        (4096, true, "ABC 1")
+    );
+    assert_eq!(lun.delay, Duration::from_secs(5));
+    assert_eq!(lab.lun("lun0").unwrap().serial, "lun0");
+    assert!(lab.ethernet_port("10/1".parse().unwrap()).unwrap().offloads);
+    let host2 = lab.host("host2").unwrap();
+    assert_eq!(host2.uplink, Uplink::Embedded);
+    assert_eq!(
+        host2.downlink,
+        LinkBudget::new("host2 downlink", "1G".parse().unwrap())
+    );
+}
+
+/// Every refusal: what is changed, and the whole line that the operator reads.
+#[test]
+fn wrong_values_name_line_object_problem_and_next_step() {
+    let cases = [
+        (
+            "name = \"director1\"",
+            "name = \"d 1\"",
+            "line 3: director: name \"d 1\" is not usable; use 1 to 63 letters, digits, '-' and '_'",
+        ),
+        (
+            "\"unix:/run/orimono/director1\"",
+            "\"unix:x\"",
+            "line 4: director director1: \"unix:x\" is no link address; write tcp:ADDRESS:PORT or unix:/PATH",
+        ),
+        (
+            "host = \"host1\"",
+            "host = \"host9\"",
+            "line 6: director link to host9: there is no host \"host9\"; add a [[host]] with this name",
+        ),
+        (
+            "rate = \"8G\"",
+            "rate = \"8Q\"",
+            "line 7: director link to host1: rate \"8Q\" is not a decimal number with an optional k, M, G or T (bits per second); write it like 300M or 2.5G",
+        ),
+        (
+            "rate = \"8G\"",
+            "rate = \"0\"",
+            "line 7: director link to host1: rate is zero; write what the link carries, like 10G",
+        ),
+        (
+            "reservable = \"7G\"",
+            "reservable = \"9G\"",
+            "line 8: director link to host1: host1 downlink: 9 Gb/s reservable is more than link rate 8 Gb/s; lower reservable",
+        ),
+        (
+            "port = \"10/2\"\ntap",
+            "port = \"10/1\"\ntap",
+            "line 14: ethernet-port 10/1: port 10/1 is taken by ethernet-port 10/1; choose another",
+        ),
+        (
+            "port = \"10/2\"\ntap",
+            "port = \"16/1\"\ntap",
+            "line 14: ethernet-port: \"16/1\" is no port (slot 1 to 15, port 1 to 255); write it like 10/1",
+        ),
+        (
+            "tap = \"orimono1\"",
+            "tap = \"orimono0\"",
+            "line 15: ethernet-port 10/2: name orimono0 is taken by ethernet-port 10/1; choose another",
+        ),
+        (
+            "tap = \"orimono1\"",
+            "tap = \"sixteen-bytes-xx\"",
+            "line 15: ethernet-port 10/2: interface name \"sixteen-bytes-xx\" is not usable; use 1 to 15 letters, digits, '-', '_' and '.'",
+        ),
+        (
+            "mtu = 9000",
+            "mtu = 67",
+            "line 17: ethernet-port 10/2: mtu 67 is out of range; use 68 to 65521",
+        ),
+        (
+            "name = \"lun1\"",
+            "name = \"lun0\"",
+            "line 24: lun lun0: name lun0 is taken by lun lun0; choose another",
+        ),
+        (
+            "port = \"12/2\"",
+            "port = \"10/1\"",
+            "line 25: lun lun1: there is no SAN port 10/1; it is an Ethernet port, choose another",
+        ),
+        (
+            "block-bytes = 4096",
+            "block-bytes = 520",
+            "line 27: lun lun1: block-bytes 520 is not served; use 512 or 4096",
+        ),
+        (
+            "serial = \"ABC 1\"",
+            "serial = \"\"",
+            "line 29: lun lun1: serial \"\" is not usable; use 1 to 64 printable ASCII characters",
+        ),
+        (
+            "delay-ms = 5000",
+            "delay-ms = 600001",
+            "line 30: lun lun1: delay-ms 600001 is out of range; use 0 to 600000",
+        ),
+        (
+            "director = [\"tcp:127.0.0.1:7471\"]\n",
+            "",
+            "line 33: host host1: way to the director is not clear; write either director = [...] or embedded = true",
+        ),
+        (
+            "embedded = true\n",
+            "embedded = true\ndirector = [\"tcp:127.0.0.1:1\"]\n",
+            "line 60: host host2: way to the director is not clear; write either director = [...] or embedded = true",
+        ),
+        (
+            "id = 1\n",
+            "id = 0\n",
+            "line 41: vnic vn01.vm1: id 0 belongs to the fabric session; use 1 or above",
+        ),
+        (
+            "id = 11\n",
+            "id = 2\n",
+            "line 55: vhba vh01.vm1: id dev-00000002 is taken by vnic vn02.vm1; choose another",
+        ),
+        (
+            "name = \"vn02\"",
+            "name = \"vn01\"",
+            "line 47: vnic vn01.vm1: name vn01.vm1 is taken by vnic vn01.vm1; choose another",
+        ),
+        (
+            "port = \"10/1\"\nmac",
+            "port = \"10/9\"\nmac",
+            "line 42: vnic vn01.vm1: there is no Ethernet port 10/9; add an [[ethernet-port]]",
+        ),
+        (
+            "port = \"10/1\"\nmac",
+            "port = \"12/1\"\nmac",
+            "line 42: vnic vn01.vm1: there is no Ethernet port 12/1; it is a SAN port, choose another",
+        ),
+        (
+            "02:00:00:00:00:02",
+            "03:00:00:00:00:02",
+            "line 51: vnic vn02.vm1: MAC address 03:00:00:00:00:02 is not unicast; use one like 02:00:00:00:00:01",
+        ),
+        (
+            "02:00:00:00:00:02",
+            "02:00:00:00:00:01",
+            "line 51: vnic vn02.vm1: MAC address 02:00:00:00:00:01 is taken by vnic vn01.vm1; choose another",
+        ),
+        (
+            "02:00:00:00:00:02",
+            "02-00",
+            "line 51: vnic vn02.vm1: \"02-00\" is no MAC address; write it like 02:00:00:00:00:01",
+        ),
+        (
+            "mtu = 4000",
+            "mtu = 9001",
+            "line 52: vnic vn02.vm1: mtu 9001 is above the 9000 of port 10/2; lower it or raise the port's",
+        ),
+        (
+            "queues = 2",
+            "queues = 32",
+            "line 44: vnic vn01.vm1: 32 queues are out of range; use 1 to 31",
+        ),
+        (
+            "pir = \"1G\"",
+            "pir = \"200M\"",
+            "line 45: vnic vn01.vm1: ingress: peak rate 200 Mb/s is below committed rate 300 Mb/s; raise pir, lower cir, or leave pir out",
+        ),
+        (
+            "port = \"12/1\"\nluns",
+            "port = \"12/9\"\nluns",
+            "line 56: vhba vh01.vm1: there is no SAN port 12/9; add a [[lun]] behind it",
+        ),
+        (
+            "port = \"12/1\"\nluns",
+            "port = \"10/1\"\nluns",
+            "line 56: vhba vh01.vm1: there is no SAN port 10/1; it is an Ethernet port, choose another",
+        ),
+        (
+            "{ lun = 0,",
+            "{ lun = 16384,",
+            "line 57: vhba vh01.vm1: lun 16384 is out of range; use 0 to 16383",
+        ),
+        (
+            "{ lun = 0, name = \"lun0\" }",
+            "{ lun = 0, name = \"lun9\" }",
+            "line 57: vhba vh01.vm1: there is no lun \"lun9\"; add a [[lun]] with this name",
+        ),
+        (
+            "{ lun = 0, name = \"lun0\" }",
+            "{ lun = 0, name = \"lun1\" }",
+            "line 57: vhba vh01.vm1: lun \"lun1\" stands behind port 12/2, not 12/1; correct one of the ports",
+        ),
+        (
+            "{ lun = 0, name = \"lun0\" }",
+            "{ lun = 0, name = \"lun0\" }, { lun = 0, name = \"lun0\" }",
+            "line 57: vhba vh01.vm1: LUN 0 is taken by lun lun0; choose another",
+        ),
+        (
+            "name = \"host2\"",
+            "name = \"host1\"",
+            "line 60: host host1: name host1 is taken by host host1; choose another",
+        ),
+        (
+            "rate = \"1G\"\n",
+            "rate = \"1G\"\n[[host.vm]]\nname = \"vm1\"\n",
+            "line 65: vm vm1: name vm1 is taken by vm vm1; choose another",
+        ),
+    ];
+    for (from, to, message) in cases {
+        assert_eq!(refusal(from, to), message);
+    }
+}
+
+#[test]
+fn malformed_toml_and_unknown_keys_name_their_line() {
+    let message = refusal("offloads = false", "offload = false");
+    assert!(
+        message.starts_with("line 16: unknown field `offload`"),
+        "{message}"
+    );
+    let message = refusal("mtu = 9000", "mtu = 70000");
+    assert!(message.starts_with("line 17: "), "{message}");
+    let message = refusal("name = \"director1\"", "name = ");
+    assert!(message.starts_with("line 3: "), "{message}");
+    let message = refusal("run-dir = \"/run/orimono/host2\"\n", "");
+    assert!(message.contains("missing field `run-dir`"), "{message}");
+    assert!(
+        "".parse::<LabConfig>()
+            .unwrap_err()
+            .to_string()
+            .contains("missing field `director`")
+    );
+}
+
+#[test]
+fn unreadable_file_is_named() {
+    let error = LabConfig::read(Path::new("/nonexistent/lab.toml")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot read /nonexistent/lab.toml; name a readable lab file"
+    );
+}

@@ -1,0 +1,531 @@
+//! From the file as written to values that fit together.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fabric_transport::DeviceId;
+use qos::{DeviceRate, LinkBudget};
+use toml::Spanned;
+
+use crate::address::{MacAddress, PortName, Wwpn};
+use crate::error::{ConfigError, Problem, Unique, link_rate};
+use crate::raw;
+use crate::{
+    DirectorConfig, EthernetPortConfig, HostConfig, INTERFACE_NAME_BYTES_MAX, LUN_MAX, LabConfig,
+    LunConfig, LunMapping, MTU_MAX, MTU_MIN, NAME_BYTES_MAX, Uplink, VHBA_QUEUES_MAX,
+    VNIC_QUEUES_MAX, VhbaConfig, VmConfig, VnicConfig,
+};
+
+const MTU_DEFAULT: u16 = 1500;
+const SERIAL_BYTES_MAX: usize = 64;
+const DELAY_MS_MAX: u64 = 600_000;
+
+type Result<T> = std::result::Result<T, ConfigError>;
+
+/// Who has which value of one kind.
+struct Owners<T>(BTreeMap<T, String>);
+
+impl<T> Default for Owners<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: Unique> Owners<T> {
+    fn claim(&mut self, value: &T, owner: &str) -> std::result::Result<(), Problem> {
+        match self.0.insert(value.clone(), owner.to_owned()) {
+            None => Ok(()),
+            Some(owner) => Err(Problem::Taken {
+                what: T::WHAT,
+                value: value.to_string(),
+                owner,
+            }),
+        }
+    }
+}
+
+struct Validator<'a> {
+    text: &'a str,
+    ethernet_ports: Vec<EthernetPortConfig>,
+    luns: Vec<LunConfig>,
+    device_ids: Owners<DeviceId>,
+    macs: Owners<MacAddress>,
+    wwpns: Owners<Wwpn>,
+    vm_names: Owners<String>,
+}
+
+pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
+    let mut validator = Validator {
+        text,
+        ethernet_ports: Vec::new(),
+        luns: Vec::new(),
+        device_ids: Owners::default(),
+        macs: Owners::default(),
+        wwpns: Owners::default(),
+        vm_names: Owners::default(),
+    };
+    let director_name = validator.name("director", &raw.director.name)?;
+    let director = DirectorConfig {
+        listen: validator.addresses(&format!("director {director_name}"), &raw.director.listen)?,
+        name: director_name,
+    };
+    validator.ports(&raw.ethernet_port)?;
+    validator.luns(&raw.lun)?;
+    let downlinks = validator.downlinks(&raw)?;
+    let mut host_names = Owners::default();
+    let mut hosts = Vec::new();
+    for host in &raw.host {
+        hosts.push(validator.host(host, &downlinks, &mut host_names)?);
+    }
+    let Validator {
+        ethernet_ports,
+        luns,
+        ..
+    } = validator;
+    Ok(LabConfig {
+        director,
+        ethernet_ports,
+        luns,
+        hosts,
+    })
+}
+
+fn usable_name(name: &str, bytes_max: usize, also: &str) -> bool {
+    (1..=bytes_max).contains(&name.len())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || also.contains(c))
+}
+
+impl Validator<'_> {
+    /// Adds the place of `value` and its `object` to a problem.
+    fn at<S, T>(
+        &self,
+        object: &str,
+        value: &Spanned<S>,
+        result: std::result::Result<T, impl Into<Problem>>,
+    ) -> Result<T> {
+        result.map_err(|problem| ConfigError::Invalid {
+            line: raw::line(self.text, value.span().start),
+            object: object.to_owned(),
+            problem: problem.into(),
+        })
+    }
+
+    /// As [`Self::at`], for a condition.
+    fn require<S>(
+        &self,
+        object: &str,
+        value: &Spanned<S>,
+        holds: bool,
+        problem: impl FnOnce() -> Problem,
+    ) -> Result<()> {
+        self.at(object, value, if holds { Ok(()) } else { Err(problem()) })
+    }
+
+    fn name(&self, object: &str, name: &raw::Text) -> Result<String> {
+        let text = name.get_ref();
+        self.require(
+            object,
+            name,
+            usable_name(text, NAME_BYTES_MAX, "-_"),
+            || Problem::Name { name: text.clone() },
+        )?;
+        Ok(text.clone())
+    }
+
+    fn addresses(
+        &self,
+        object: &str,
+        texts: &[raw::Text],
+    ) -> Result<Vec<fabric_transport::link::LinkAddress>> {
+        texts
+            .iter()
+            .map(|text| self.at(object, text, text.get_ref().parse()))
+            .collect()
+    }
+
+    fn port(&self, object: &str, port: &raw::Text) -> Result<PortName> {
+        self.at(object, port, port.get_ref().parse::<PortName>())
+    }
+
+    fn mtu(&self, object: &str, mtu: Option<&Spanned<u16>>, default: u16) -> Result<u16> {
+        let Some(spanned) = mtu else {
+            return Ok(default);
+        };
+        let mtu = *spanned.get_ref();
+        self.require(object, spanned, (MTU_MIN..=MTU_MAX).contains(&mtu), || {
+            Problem::Mtu { mtu }
+        })?;
+        Ok(mtu)
+    }
+
+    fn queues(&self, object: &str, queues: Option<&Spanned<u16>>, queues_max: u16) -> Result<u16> {
+        let Some(spanned) = queues else { return Ok(1) };
+        let queues = *spanned.get_ref();
+        self.require(object, spanned, (1..=queues_max).contains(&queues), || {
+            Problem::Queues { queues, queues_max }
+        })?;
+        Ok(queues)
+    }
+
+    fn ports(&mut self, ports: &[raw::EthernetPort]) -> Result<()> {
+        let (mut names, mut taps) = (Owners::default(), Owners::default());
+        for raw in ports {
+            let port = self.port("ethernet-port", &raw.port)?;
+            let object = format!("ethernet-port {port}");
+            self.at(&object, &raw.port, names.claim(&port, &object))?;
+            let tap = raw.tap.get_ref();
+            let usable = usable_name(tap, INTERFACE_NAME_BYTES_MAX, "-_.")
+                && !matches!(tap.as_str(), "." | "..");
+            self.require(&object, &raw.tap, usable, || Problem::InterfaceName {
+                name: tap.clone(),
+            })?;
+            self.at(&object, &raw.tap, taps.claim(tap, &object))?;
+            self.ethernet_ports.push(EthernetPortConfig {
+                port,
+                tap: tap.clone(),
+                offloads: raw.offloads.unwrap_or(true),
+                mtu: self.mtu(&object, raw.mtu.as_ref(), MTU_DEFAULT)?,
+            });
+        }
+        Ok(())
+    }
+
+    fn luns(&mut self, luns: &[raw::Lun]) -> Result<()> {
+        let mut names = Owners::default();
+        for raw in luns {
+            let name = self.name("lun", &raw.name)?;
+            let object = format!("lun {name}");
+            self.at(&object, &raw.name, names.claim(&name, &object))?;
+            let port = self.port(&object, &raw.port)?;
+            let ethernet = self
+                .ethernet_ports
+                .iter()
+                .any(|ethernet| ethernet.port == port);
+            self.require(&object, &raw.port, !ethernet, || Problem::NoSuchPort {
+                kind: "SAN",
+                port,
+                next_step: "it is an Ethernet port, choose another",
+            })?;
+            let block_bytes = raw
+                .block_bytes
+                .as_ref()
+                .map_or(512, |bytes| *bytes.get_ref());
+            if let Some(spanned) = &raw.block_bytes {
+                let served = matches!(block_bytes, 512 | 4096);
+                self.require(&object, spanned, served, || Problem::BlockBytes {
+                    block_bytes,
+                })?;
+            }
+            if let Some(serial) = &raw.serial {
+                let text = serial.get_ref();
+                let usable = (1..=SERIAL_BYTES_MAX).contains(&text.len())
+                    && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+                self.require(&object, serial, usable, || Problem::Serial {
+                    serial: text.clone(),
+                })?;
+            }
+            let delay_ms = raw.delay_ms.as_ref().map_or(0, |delay| *delay.get_ref());
+            if let Some(spanned) = &raw.delay_ms {
+                self.require(&object, spanned, delay_ms <= DELAY_MS_MAX, || {
+                    Problem::Delay {
+                        delay_ms,
+                        delay_ms_max: DELAY_MS_MAX,
+                    }
+                })?;
+            }
+            self.luns.push(LunConfig {
+                serial: raw.serial.as_ref().map_or(&name, Spanned::get_ref).clone(),
+                name,
+                port,
+                file: raw.file.clone(),
+                block_bytes,
+                read_only: raw.read_only,
+                delay: Duration::from_millis(delay_ms),
+            });
+        }
+        Ok(())
+    }
+
+    fn budget(
+        &self,
+        object: &str,
+        hop: String,
+        rate: &raw::Text,
+        reservable: Option<&raw::Text>,
+    ) -> Result<LinkBudget> {
+        let link = self.at(object, rate, link_rate(rate.get_ref()))?;
+        let Some(reservable) = reservable else {
+            return Ok(LinkBudget::new(hop, link));
+        };
+        let bits = self.at(
+            object,
+            reservable,
+            reservable.get_ref().parse::<qos::BitRate>(),
+        )?;
+        let budget = LinkBudget::with_reservable(hop, link, bits).map_err(Problem::Budget);
+        self.at(object, reservable, budget)
+    }
+
+    fn downlinks(&self, raw: &raw::Lab) -> Result<BTreeMap<String, LinkBudget>> {
+        let mut names = Owners::default();
+        let mut downlinks = BTreeMap::new();
+        for link in &raw.director.link {
+            let host = link.host.get_ref();
+            let object = format!("director link to {host}");
+            let known = raw.host.iter().any(|known| known.name.get_ref() == host);
+            self.require(&object, &link.host, known, || Problem::NoSuchHost {
+                host: host.clone(),
+            })?;
+            self.at(&object, &link.host, names.claim(host, &object))?;
+            let hop = format!("{host} downlink");
+            let budget = self.budget(&object, hop, &link.rate, link.reservable.as_ref())?;
+            downlinks.insert(host.clone(), budget);
+        }
+        Ok(downlinks)
+    }
+
+    fn host(
+        &mut self,
+        raw: &raw::Host,
+        downlinks: &BTreeMap<String, LinkBudget>,
+        names: &mut Owners<String>,
+    ) -> Result<HostConfig> {
+        let name = self.name("host", &raw.name)?;
+        let object = format!("host {name}");
+        self.at(&object, &raw.name, names.claim(&name, &object))?;
+        let clear = raw.embedded == raw.director.is_empty();
+        self.require(&object, &raw.name, clear, || Problem::Uplink)?;
+        let uplink = if raw.embedded {
+            Uplink::Embedded
+        } else {
+            Uplink::Director(self.addresses(&object, &raw.director)?)
+        };
+        let reservable = raw.reservable.as_ref();
+        let budget = self.budget(&object, format!("{name} uplink"), &raw.rate, reservable)?;
+        let downlink = match downlinks.get(&name) {
+            Some(downlink) => downlink.clone(),
+            None => self.budget(&object, format!("{name} downlink"), &raw.rate, reservable)?,
+        };
+        let vms = raw.vm.iter().map(|vm| self.vm(vm)).collect::<Result<_>>()?;
+        Ok(HostConfig {
+            name,
+            uplink,
+            run_dir: raw.run_dir.clone(),
+            budget,
+            downlink,
+            vms,
+        })
+    }
+
+    fn vm(&mut self, raw: &raw::Vm) -> Result<VmConfig> {
+        let name = self.name("vm", &raw.name)?;
+        let object = format!("vm {name}");
+        let claimed = self.vm_names.claim(&name, &object);
+        self.at(&object, &raw.name, claimed)?;
+        let mut devices = Owners::default();
+        let vnics = raw
+            .vnic
+            .iter()
+            .map(|vnic| self.vnic(vnic, &name, &mut devices));
+        let vnics = vnics.collect::<Result<_>>()?;
+        let vhbas = raw
+            .vhba
+            .iter()
+            .map(|vhba| self.vhba(vhba, &name, &mut devices));
+        Ok(VmConfig {
+            vhbas: vhbas.collect::<Result<_>>()?,
+            name,
+            vnics,
+        })
+    }
+
+    /// Name and id of a device, checked and claimed.
+    fn device(
+        &mut self,
+        kind: &str,
+        raw: (&raw::Text, &Spanned<u32>),
+        vm: &str,
+        devices: &mut Owners<String>,
+    ) -> Result<(String, String, DeviceId)> {
+        let (raw_name, raw_id) = raw;
+        let name = format!(
+            "{}.{vm}",
+            self.name(&format!("{kind} of vm {vm}"), raw_name)?
+        );
+        let object = format!("{kind} {name}");
+        self.at(&object, raw_name, devices.claim(&name, &object))?;
+        let id = DeviceId(*raw_id.get_ref());
+        self.require(&object, raw_id, id.0 != 0, || Problem::DeviceIdIsZero)?;
+        let claimed = self.device_ids.claim(&id, &object);
+        self.at(&object, raw_id, claimed)?;
+        Ok((name, object, id))
+    }
+
+    fn vnic(
+        &mut self,
+        raw: &raw::Vnic,
+        vm: &str,
+        devices: &mut Owners<String>,
+    ) -> Result<VnicConfig> {
+        let (name, object, id) = self.device("vnic", (&raw.name, &raw.id), vm, devices)?;
+        let port = self.port(&object, &raw.port)?;
+        let ethernet = self
+            .ethernet_ports
+            .iter()
+            .find(|ethernet| ethernet.port == port);
+        let san = self.luns.iter().any(|lun| lun.port == port);
+        let port_mtu = self.at(
+            &object,
+            &raw.port,
+            ethernet
+                .map(|ethernet| ethernet.mtu)
+                .ok_or(Problem::NoSuchPort {
+                    kind: "Ethernet",
+                    port,
+                    next_step: if san {
+                        "it is a SAN port, choose another"
+                    } else {
+                        "add an [[ethernet-port]]"
+                    },
+                }),
+        )?;
+        let mac = self.at(&object, &raw.mac, raw.mac.get_ref().parse::<MacAddress>())?;
+        self.require(&object, &raw.mac, mac.is_unicast(), || {
+            Problem::NotUnicast { mac }
+        })?;
+        let claimed = self.macs.claim(&mac, &object);
+        self.at(&object, &raw.mac, claimed)?;
+        let mtu = self.mtu(&object, raw.mtu.as_ref(), port_mtu)?;
+        if let Some(spanned) = &raw.mtu {
+            self.require(&object, spanned, mtu <= port_mtu, || {
+                Problem::MtuAbovePort {
+                    mtu,
+                    port,
+                    port_mtu,
+                }
+            })?;
+        }
+        Ok(VnicConfig {
+            name,
+            id,
+            generation: raw.generation,
+            port,
+            mac,
+            mtu,
+            queues: self.queues(&object, raw.queues.as_ref(), VNIC_QUEUES_MAX)?,
+            ingress: self.rate(&object, "ingress", raw.ingress.as_ref())?,
+            egress: self.rate(&object, "egress", raw.egress.as_ref())?,
+        })
+    }
+
+    fn vhba(
+        &mut self,
+        raw: &raw::Vhba,
+        vm: &str,
+        devices: &mut Owners<String>,
+    ) -> Result<VhbaConfig> {
+        let (name, object, id) = self.device("vhba", (&raw.name, &raw.id), vm, devices)?;
+        let port = self.port(&object, &raw.port)?;
+        let ethernet = self
+            .ethernet_ports
+            .iter()
+            .any(|ethernet| ethernet.port == port);
+        let known = self.luns.iter().any(|lun| lun.port == port);
+        self.require(&object, &raw.port, known, || Problem::NoSuchPort {
+            kind: "SAN",
+            port,
+            next_step: if ethernet {
+                "it is an Ethernet port, choose another"
+            } else {
+                "add a [[lun]] behind it"
+            },
+        })?;
+        let wwpn = match &raw.wwpn {
+            Some(text) => self.at(&object, text, text.get_ref().parse::<Wwpn>())?,
+            None => Wwpn::of_device(id.0),
+        };
+        let claimed = self.wwpns.claim(&wwpn, &object);
+        match &raw.wwpn {
+            Some(text) => self.at(&object, text, claimed)?,
+            None => self.at(&object, &raw.id, claimed)?,
+        }
+        let mut numbers = Owners::default();
+        let mut luns = Vec::new();
+        for mapping in &raw.luns {
+            luns.push(self.lun_mapping(&object, port, mapping, &mut numbers)?);
+        }
+        Ok(VhbaConfig {
+            name,
+            id,
+            generation: raw.generation,
+            port,
+            wwpn,
+            queues: self.queues(&object, raw.queues.as_ref(), VHBA_QUEUES_MAX)?,
+            luns,
+            ingress: self.rate(&object, "ingress", raw.ingress.as_ref())?,
+            egress: self.rate(&object, "egress", raw.egress.as_ref())?,
+        })
+    }
+
+    fn lun_mapping(
+        &self,
+        object: &str,
+        port: PortName,
+        raw: &raw::LunMapping,
+        numbers: &mut Owners<u16>,
+    ) -> Result<LunMapping> {
+        let lun = *raw.lun.get_ref();
+        self.require(object, &raw.lun, lun <= LUN_MAX, || Problem::Lun { lun })?;
+        let name = raw.name.get_ref();
+        self.at(
+            object,
+            &raw.lun,
+            numbers.claim(&lun, &format!("lun {name}")),
+        )?;
+        let unit = self.luns.iter().find(|unit| unit.name == *name);
+        let no_such = || Problem::NoSuchLun { name: name.clone() };
+        let lun_port = self.at(
+            object,
+            &raw.name,
+            unit.map(|unit| unit.port).ok_or_else(no_such),
+        )?;
+        self.require(object, &raw.name, lun_port == port, || {
+            Problem::LunBehindOtherPort {
+                name: name.clone(),
+                lun_port,
+                port,
+            }
+        })?;
+        Ok(LunMapping {
+            lun,
+            name: name.clone(),
+        })
+    }
+
+    fn rate(
+        &self,
+        object: &str,
+        direction: &'static str,
+        raw: Option<&Spanned<raw::Rate>>,
+    ) -> Result<DeviceRate> {
+        let Some(spanned) = raw else {
+            return Ok(DeviceRate::best_effort());
+        };
+        let raw = spanned.get_ref();
+        let bits = |text: &raw::Text| self.at(object, text, text.get_ref().parse::<qos::BitRate>());
+        let rate = DeviceRate {
+            cir: raw.cir.as_ref().map(bits).transpose()?.unwrap_or_default(),
+            cbs_bytes: raw.cbs_bytes,
+            pir: raw.pir.as_ref().map(bits).transpose()?,
+            pbs_bytes: raw.pbs_bytes,
+            weight: raw.weight,
+        };
+        let fits = rate
+            .validate()
+            .map_err(|source| Problem::DeviceRate { direction, source });
+        self.at(object, spanned, fits)?;
+        Ok(rate)
+    }
+}

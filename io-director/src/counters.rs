@@ -1,0 +1,143 @@
+//! Counters that any thread adds to and anybody may read.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One count; wraps after 2^64.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: u64) {
+        // A count orders nothing.
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_bytes(&self, bytes: usize) {
+        self.add(u64::try_from(bytes).unwrap_or(u64::MAX));
+    }
+
+    /// The count now.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The counters of one object at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The object as the operator knows it: `vnic vn01.vm1`, `ethernet-port 10/1`.
+    pub object: String,
+    /// Name and count of each counter.
+    pub counts: Vec<(&'static str, u64)>,
+}
+
+impl Snapshot {
+    /// The count called `name`.
+    #[must_use]
+    pub fn count(&self, name: &str) -> Option<u64> {
+        self.counts
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, count)| *count)
+    }
+}
+
+macro_rules! counters {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Default)]
+        pub struct $name { $($(#[$field_doc])* pub $field: Counter,)* }
+
+        impl $name {
+            /// All counters of `object` now.
+            #[must_use]
+            pub fn snapshot(&self, object: String) -> Snapshot {
+                let counts = vec![$((stringify!($field), self.$field.count()),)*];
+                Snapshot { object, counts }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Of a vNIC, seen from the fabric: ingress is what the guest sends.
+    VnicCounters {
+        /// Frames from the guest that were switched.
+        ingress_frames,
+        /// Their bytes, without header.
+        ingress_bytes,
+        /// Frames put on the lane to the guest.
+        egress_frames,
+        /// Their bytes, without header.
+        egress_bytes,
+        /// From the guest: header or length that cannot be.
+        dropped_malformed,
+        /// From the guest: longer than the MTU.
+        dropped_oversize,
+        /// From the guest: another's source address.
+        dropped_foreign_source,
+        /// From the guest: to itself.
+        dropped_own_destination,
+        /// To the guest: no credit, its back end does not take frames.
+        dropped_blocked,
+        /// To the guest: not attached.
+        dropped_down,
+        /// Frames of a session that was replaced.
+        dropped_stale,
+    }
+}
+
+counters! {
+    /// Of an Ethernet port, seen from the TAP interface.
+    PortCounters {
+        /// Frames read from the TAP.
+        received_frames,
+        /// Frames written to the TAP.
+        sent_frames,
+        /// To the TAP: its queue is full.
+        dropped_full,
+        /// To the TAP: the kernel refused the frame (interface down, bad header).
+        dropped_refused,
+        /// From the TAP: header or length that cannot be.
+        dropped_malformed,
+        /// From the TAP: source is one of our vNICs (reflected or stolen address).
+        dropped_own_source,
+        /// From the TAP: source is a group address.
+        dropped_group_source,
+        /// From the TAP: for a station that is not here.
+        dropped_not_here,
+    }
+}
+
+counters! {
+    /// Of a vHBA.
+    VhbaCounters {
+        /// Commands that were executed.
+        commands,
+        /// Bytes of write data that were executed.
+        data_out_bytes,
+        /// Bytes of read data that were sent.
+        data_in_bytes,
+        /// Commands ended by task management.
+        aborted,
+        /// Task management functions.
+        task_management,
+        /// Commands answered TASK SET FULL.
+        task_set_full,
+        /// Commands or results that a session's end took away.
+        lost,
+        /// Units that are malformed or not for a director.
+        malformed,
+        /// Units on a lane that is not theirs.
+        wrong_lane,
+        /// Commands whose tag is in use.
+        duplicate_tag,
+        /// Data for a command that is not there.
+        unknown_tag,
+        /// Data that is out of order or more than announced.
+        excess_data,
+        /// Units of a session that was replaced.
+        stale,
+    }
+}

@@ -1,0 +1,10 @@
+//! Ethernet module: ports on TAP interfaces, each with a switch for its vNICs.
+
+mod port;
+mod switch;
+mod sys;
+mod tap;
+
+pub use port::{EthernetPort, WINDOWS};
+pub use switch::{AGE_MAX, Destination, DropReason, LEARNED_MAX, Source, Switch};
+pub use tap::{Tap, TapError};

@@ -1,0 +1,25 @@
+//! I/O director: host sessions, switching, Ethernet ports on TAP interfaces, SAN ports on files.
+//!
+//! ```text
+//! host agent ══ fabric link ══> director (Directory) ─> ethernet::port ─> switch ─> TAP
+//!                                                    └> san::vhba ─> san::nexus ─> scsi-target ─> file
+//! ```
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`director`] | who may attach what, and the order of start and stop |
+//! | [`ethernet`] | ports, the switch behind each, TAP interfaces |
+//! | [`san`] | vHBAs, one thread for each of their LUNs, files as block devices |
+//! | [`counters`] | what was done and what was dropped, by device and reason |
+//!
+//! **Memory is bounded by the windows** that the director offers: a host can have at most
+//! [`san::WINDOWS`] of commands and write data of one vHBA waiting here, and nothing of a vNIC
+//! waits at all. It does not know QEMU, virtqueues or profiles. `unsafe` is in `ethernet::sys`
+//! only.
+
+pub mod counters;
+pub mod director;
+pub mod ethernet;
+pub mod san;
+
+pub use director::{Director, DirectorError};

@@ -1,0 +1,35 @@
+//! SAN module: vHBAs whose logical units are files or block devices.
+//!
+//! ```text
+//! link thread:   Vhba session ─ commands, write data ─> nexus queue
+//! nexus thread:  queue ─> scsi_target::ItNexus::execute ─> file ─> DATA_IN, STATUS ─> lanes
+//! ```
+//!
+//! One thread for each (vHBA, LUN): a LUN that takes seconds holds up its own commands and no
+//! other. What a host can make wait here is bounded by [`WINDOWS`]: commands and write data keep
+//! their credit until the command has ended. So that one slow LUN cannot take all of a vHBA's
+//! credit, each LUN of a vHBA with several gets a share and answers TASK SET FULL above it.
+
+mod file_lun;
+mod nexus;
+mod task_set;
+#[cfg(test)]
+mod tests;
+mod vhba;
+mod vhba_session;
+
+use fabric_transport::control::Windows;
+
+pub use file_lun::{FileLun, FileLunError};
+pub use vhba::{Lun, Vhba, VhbaError};
+
+/// Commands of one vHBA that may wait or run here.
+pub const COMMANDS_MAX: u32 = 64;
+/// Blocks of a COMMAND unit: 64 bytes and the frame's header.
+const COMMAND_BLOCKS: u32 = 2;
+/// Blocks of write data of one vHBA that may wait here: 4 MiB.
+const DATA_BLOCKS: u32 = 64 * 1024;
+
+/// What the director can receive for a vHBA: 16 KiB of task management, [`COMMANDS_MAX`]
+/// commands, 4 MiB of write data.
+pub const WINDOWS: Windows = [256, COMMANDS_MAX * COMMAND_BLOCKS, DATA_BLOCKS, 0];

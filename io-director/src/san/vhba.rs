@@ -1,0 +1,278 @@
+//! A vHBA: its LUN map, the nexus of each LUN, and the session that has it now.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fabric_config::{LunConfig, VhbaConfig};
+use fabric_payload::scsi::{LunBytes, TRANSFER_BYTES_MAX};
+use fabric_transport::LaneClient;
+use scsi_target::{
+    Identity, IdentityError, ItNexus, LogicalUnit, LogicalUnitError, LunAddress, TaskAttribute,
+    TaskManagementFunction,
+};
+
+use super::file_lun::{FileLun, FileLunError};
+use super::nexus::{Nexus, Share};
+use super::vhba_session::VhbaSession;
+use super::{COMMANDS_MAX, DATA_BLOCKS};
+use crate::counters::{Snapshot, VhbaCounters};
+
+/// Why a vHBA or its logical unit cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum VhbaError {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] FileLunError),
+    /// The serial number.
+    #[error("serial number is not usable; choose another")]
+    Identity(#[from] IdentityError),
+    /// The geometry.
+    #[error("geometry cannot be served; correct block-bytes or the file")]
+    Unit(#[from] LogicalUnitError),
+    /// The LUN map names a unit that is not open.
+    #[error("lun {name:?} is not open; add it to the lab file")]
+    NoSuchLun {
+        /// Its name.
+        name: String,
+    },
+    /// The LUN map names a number twice or one that is too large.
+    #[error("LUN {lun} cannot be mapped; choose another number")]
+    Number {
+        /// The number.
+        lun: u16,
+    },
+    /// No thread.
+    #[error("cannot start a thread; raise the process's limits")]
+    Thread(#[source] io::Error),
+}
+
+/// An open logical unit of a SAN port, shared by any number of vHBAs.
+#[derive(Debug)]
+pub struct Lun {
+    unit: Arc<LogicalUnit>,
+    delay: Duration,
+    /// Of all vHBAs that see it: a reset of the unit ends the tasks of all.
+    nexuses: Mutex<Vec<Weak<Nexus>>>,
+}
+
+impl Lun {
+    /// Opens the file of `config`.
+    ///
+    /// # Errors
+    /// [`VhbaError`].
+    pub fn open(config: &LunConfig) -> Result<Self, VhbaError> {
+        let file = FileLun::open(&config.file, config.block_bytes, config.read_only)?;
+        let identity = Identity::from_serial(&config.serial)?.with_read_only(config.read_only);
+        let unit = Arc::new(LogicalUnit::new(identity, Arc::new(file))?);
+        Ok(Self {
+            unit,
+            delay: config.delay,
+            nexuses: Mutex::default(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Nexus>>> {
+        self.nexuses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn nexuses(&self) -> Vec<Arc<Nexus>> {
+        self.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+/// A LUN as one vHBA sees it.
+#[derive(Debug)]
+pub(super) struct MappedLun {
+    pub(super) nexus: Arc<Nexus>,
+    pub(super) lun: Arc<Lun>,
+}
+
+/// What the sessions of a vHBA share.
+#[derive(Debug)]
+pub(super) struct VhbaShared {
+    pub(super) it_nexus: Arc<ItNexus>,
+    pub(super) luns: BTreeMap<u16, MappedLun>,
+    /// Answers commands to LUNs that are not there, and REPORT LUNS.
+    pub(super) no_lun: Arc<Nexus>,
+    pub(super) counters: VhbaCounters,
+    pub(super) current: Mutex<Option<Arc<VhbaSession>>>,
+    sessions: AtomicU64,
+}
+
+/// A vHBA with its threads.
+#[derive(Debug)]
+pub struct Vhba {
+    name: String,
+    shared: Arc<VhbaShared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// At most half of the credit is spread over all LUNs but one, so that these may all be slow and
+/// the last still finds credit coming back: a receiver grants again when half of its window is
+/// free. Of the data it is 3/8, because the headers of small units cost credit too.
+fn share(luns: usize) -> Share {
+    let data_bytes = usize::try_from(DATA_BLOCKS)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(64);
+    let commands = usize::try_from(COMMANDS_MAX).unwrap_or(usize::MAX);
+    match luns {
+        0 | 1 => Share {
+            commands_max: commands,
+            data_out_bytes_max: data_bytes,
+        },
+        luns => Share {
+            commands_max: (commands / 2 / (luns - 1)).max(1),
+            data_out_bytes_max: data_bytes / 8 * 3 / (luns - 1),
+        },
+    }
+}
+
+// The largest write fits into the window with its units' headers.
+const _: () = assert!(TRANSFER_BYTES_MAX < 64 * 64 * 1024 / 2);
+
+impl Vhba {
+    /// Maps the LUNs of `config` and starts a thread for each, and one for absent LUNs.
+    ///
+    /// # Errors
+    /// [`VhbaError`]; nothing is left behind.
+    pub fn start(
+        config: &VhbaConfig,
+        luns: &BTreeMap<String, Arc<Lun>>,
+    ) -> Result<Self, VhbaError> {
+        let it_nexus = Arc::new(ItNexus::new(config.wwpn.0));
+        let share = share(config.luns.len());
+        let mut mapped = BTreeMap::new();
+        for mapping in &config.luns {
+            let number = VhbaError::Number { lun: mapping.lun };
+            let no_such = || VhbaError::NoSuchLun {
+                name: mapping.name.clone(),
+            };
+            let lun = luns.get(&mapping.name).ok_or_else(no_such)?.clone();
+            let Some(address) = scsi_target::Lun::new(mapping.lun) else {
+                return Err(number);
+            };
+            it_nexus
+                .attach(address, lun.unit.clone())
+                .map_err(|_in_use| number)?;
+            let nexus = Nexus::new(share, lun.delay);
+            mapped.insert(mapping.lun, MappedLun { nexus, lun });
+        }
+        report_luns(&it_nexus);
+        let shared = Arc::new(VhbaShared {
+            it_nexus,
+            luns: mapped,
+            no_lun: Nexus::new(share, Duration::ZERO),
+            counters: VhbaCounters::default(),
+            current: Mutex::default(),
+            sessions: AtomicU64::new(0),
+        });
+        // From here on dropping the vHBA stops what was started.
+        let mut vhba = Self {
+            name: config.name.clone(),
+            shared,
+            threads: Vec::new(),
+        };
+        vhba.start_threads().map_err(VhbaError::Thread)?;
+        for mapped in vhba.shared.luns.values() {
+            let mut nexuses = mapped.lun.lock();
+            nexuses.retain(|nexus| nexus.strong_count() > 0);
+            nexuses.push(Arc::downgrade(&mapped.nexus));
+        }
+        Ok(vhba)
+    }
+
+    fn start_threads(&mut self) -> io::Result<()> {
+        let it_nexus = &self.shared.it_nexus;
+        for (lun, mapped) in &self.shared.luns {
+            let name = format!("{lun}:{}", self.name);
+            self.threads
+                .push(mapped.nexus.start(&name, it_nexus.clone())?);
+        }
+        self.threads
+            .push(self.shared.no_lun.start(&self.name, it_nexus.clone())?);
+        Ok(())
+    }
+
+    /// The owner of the vHBA for one session.
+    #[must_use]
+    pub fn client(&self) -> Arc<dyn LaneClient> {
+        let number = self.shared.sessions.fetch_add(1, Ordering::Relaxed);
+        VhbaSession::new(self.shared.clone(), number)
+    }
+
+    /// Its counters.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.counters.snapshot(format!("vhba {}", self.name))
+    }
+}
+
+/// Takes the map as known: what it is at the start is no change that a guest has to hear of
+/// (3F/0E), which each mapped unit established on those before.
+fn report_luns(it_nexus: &ItNexus) {
+    const REPORT_LUNS: [u8; 12] = [0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0];
+    let mut data_in = Vec::new();
+    let simple = TaskAttribute::Simple;
+    let completion = it_nexus.execute(
+        LunAddress::REPORT_LUNS_BYTES,
+        &REPORT_LUNS,
+        simple,
+        &[],
+        &mut data_in,
+        16,
+    );
+    tracing::debug!(status = ?completion.status, luns = it_nexus.luns().len(), "luns mapped");
+}
+
+impl Drop for Vhba {
+    fn drop(&mut self) {
+        for nexus in self.shared.all_nexuses() {
+            nexus.stop();
+        }
+        // A nexus may wait for credit: without its session it does not.
+        if let Some(session) = self.shared.lock_current().take() {
+            session.kill();
+        }
+        for thread in self.threads.drain(..) {
+            // A panic there was reported by the thread itself.
+            drop(thread.join());
+        }
+    }
+}
+
+impl VhbaShared {
+    pub(super) fn lock_current(&self) -> MutexGuard<'_, Option<Arc<VhbaSession>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn all_nexuses(&self) -> impl Iterator<Item = &Arc<Nexus>> {
+        self.luns
+            .values()
+            .map(|mapped| &mapped.nexus)
+            .chain([&self.no_lun])
+    }
+
+    /// The LUN that the eight bytes address, if it is mapped.
+    pub(super) fn mapped(&self, lun: LunBytes) -> Option<&MappedLun> {
+        match LunAddress::parse(lun) {
+            LunAddress::Unit(lun) => self.luns.get(&lun.number()),
+            LunAddress::ReportLunsWellKnown | LunAddress::Absent => None,
+        }
+    }
+
+    /// The session that had the vHBA is gone (SAM-5 section 6.3.4).
+    pub(super) fn nexus_lost(&self) {
+        let response = self
+            .it_nexus
+            .task_management(TaskManagementFunction::ItNexusReset, [0; 8]);
+        tracing::debug!(
+            ?response,
+            initiator_port = self.it_nexus.initiator_port(),
+            "nexus lost"
+        );
+    }
+}

@@ -1,0 +1,606 @@
+//! A vHBA as one session sees it: units in, units out, credit held until a command has ended.
+//!
+//! Runs on the link's thread, except [`VhbaSession::complete`], which a nexus thread calls and
+//! which alone may wait for credit. What the link's thread cannot send is kept in an outbox; each
+//! of its units belongs to a command or function whose credit is still held, so it is bounded.
+//!
+//! Every command is answered by one STATUS, after all its data-out has arrived: only then may the
+//! host use its tag again without old data being taken for new.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use fabric_payload::scsi::{
+    Command, DATA_BYTES_MAX, DATA_HEADER_BYTES, Data, InformationUnit, LunBytes, SENSE_BYTES_MAX,
+    ServiceResponse, Status, Tag, TaskFunction, TaskResponse, data_header,
+};
+use fabric_transport::frame::{BLOCK_BYTES, HEADER_BYTES, blocks};
+use fabric_transport::{FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused, VirtualLane};
+use scsi_target::{Completion, TaskAttribute, TaskManagementFunction, TaskManagementResponse};
+
+use super::nexus::{Fate, Nexus};
+use super::task_set::{Task, TaskKey};
+use super::vhba::VhbaShared;
+use crate::director::epoch_is_later;
+
+/// Data up to this size travels in one call with the status that ends it.
+const JOINED_DATA_BYTES_MAX: usize = 16 * 1024;
+
+/// A command that the host waits for.
+#[derive(Debug)]
+struct Open {
+    nexus: Arc<Nexus>,
+    received_bytes: usize,
+    data_out_bytes: usize,
+    /// Ended before its data was here: what ends it.
+    ending: Option<(ServiceResponse, scsi_target::Status)>,
+    held: Held,
+}
+
+/// Credit that is kept.
+#[derive(Debug, Default, Clone, Copy)]
+struct Held {
+    command_blocks: u32,
+    data_blocks: u32,
+    task_management_blocks: u32,
+}
+
+impl Held {
+    fn add(&mut self, other: Self) {
+        self.command_blocks += other.command_blocks;
+        self.data_blocks += other.data_blocks;
+        self.task_management_blocks += other.task_management_blocks;
+    }
+}
+
+/// A unit that waits for credit, and the credit that is given back when it is sent.
+#[derive(Debug)]
+struct Waiting {
+    lane: VirtualLane,
+    buffer: FrameBuffer,
+    held: Held,
+}
+
+#[derive(Debug, Default)]
+struct SessionState {
+    lanes: Option<LaneSet>,
+    dead: bool,
+    /// Calls of `writable` so far: tells a waiter that one came between its try and its wait.
+    writable: u64,
+    open: HashMap<Tag, Open>,
+    outbox: VecDeque<Waiting>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct VhbaSession {
+    vhba: Arc<VhbaShared>,
+    /// Unique among the sessions of the vHBA.
+    number: u64,
+    state: Mutex<SessionState>,
+    changed: Condvar,
+    me: std::sync::Weak<Self>,
+}
+
+/// A task management function that ends when the last task it took away has.
+#[derive(Debug)]
+pub(super) struct ManagementEnd {
+    session: Arc<VhbaSession>,
+    tag: Tag,
+    response: TaskResponse,
+    held: Held,
+}
+
+impl ManagementEnd {
+    /// One holder less; the last one sends the response.
+    pub(super) fn finish(end: Arc<Self>) {
+        if let Some(end) = Arc::into_inner(end) {
+            end.session.respond(end.tag, end.response, end.held);
+        }
+    }
+}
+
+impl VhbaSession {
+    pub(super) fn new(vhba: Arc<VhbaShared>, number: u64) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            vhba,
+            number,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            me: me.clone(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SessionState> {
+        // Whole between any two statements: going on is safe.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn key(&self, tag: Tag) -> TaskKey {
+        TaskKey {
+            session: self.number,
+            tag,
+        }
+    }
+
+    /// Nothing of this session counts any more.
+    pub(super) fn kill(&self) {
+        let mut state = self.lock();
+        state.dead = true;
+        state.lanes = None;
+        state.outbox.clear();
+        let open = std::mem::take(&mut state.open);
+        drop(state);
+        self.changed.notify_all();
+        self.vhba.counters.lost.add_bytes(open.len());
+        for nexus in self.vhba.all_nexuses() {
+            drop(nexus.take(|key| key.session == self.number, &Fate::Lost));
+        }
+    }
+
+    // From the nexus threads.
+
+    /// The result of a command that nobody waits for.
+    pub(super) fn lost(&self, tag: Tag) {
+        self.lock().open.remove(&tag);
+    }
+
+    /// Ends a command without result.
+    pub(super) fn end(&self, tag: Tag, response: ServiceResponse) {
+        self.vhba.counters.aborted.add(1);
+        self.end_with(tag, response, scsi_target::Status::Good);
+    }
+
+    /// Sends the result of a command; waits for credit.
+    pub(super) fn complete(&self, task: &Task<Arc<Self>>, completion: &Completion, data_in: &[u8]) {
+        let tag = task.key.tag;
+        let counters = &self.vhba.counters;
+        counters.commands.add(1);
+        counters.data_out_bytes.add_bytes(task.data_out.len());
+        let sense = completion.sense_bytes();
+        let status = Status {
+            tag,
+            response: ServiceResponse::TaskComplete,
+            status: completion.status.code(),
+            data_in_bytes: u32::try_from(data_in.len()).unwrap_or(u32::MAX),
+            sense: sense.get(..SENSE_BYTES_MAX).unwrap_or(&sense),
+        };
+        let mut frames = Vec::with_capacity(2);
+        let mut offset = 0;
+        for data in data_in.chunks(DATA_BYTES_MAX) {
+            let mut buffer = FrameBuffer::with_capacity(DATA_HEADER_BYTES + data.len());
+            buffer.extend_from_slice(&data_header(false, tag, offset));
+            buffer.extend_from_slice(data);
+            frames.push((VirtualLane::StorageData, buffer));
+            offset = offset.saturating_add(u32::try_from(data.len()).unwrap_or(u32::MAX));
+            if data_in.len() > JOINED_DATA_BYTES_MAX && !self.send_all(&mut frames) {
+                return;
+            }
+        }
+        frames.push((
+            VirtualLane::StorageData,
+            encode(&InformationUnit::Status(status)),
+        ));
+        // The tag is free before the host can know that it is.
+        let held = self.lock().open.remove(&tag).map(|open| open.held);
+        // Before the host can know of them: who has its answer finds them counted.
+        counters.data_in_bytes.add_bytes(data_in.len());
+        if self.send_all(&mut frames) {
+            self.release(held.unwrap_or_default());
+        }
+    }
+
+    /// Sends all frames, waiting for credit; whether the session is still there.
+    fn send_all(&self, frames: &mut Vec<(VirtualLane, FrameBuffer)>) -> bool {
+        loop {
+            let state = self.lock();
+            let (seen, lanes) = (state.writable, state.lanes.clone());
+            drop(state);
+            let Some(lanes) = lanes else { return false };
+            match lanes.try_send(frames) {
+                Ok(()) => return true,
+                Err(SendRefused::Blocked) => {}
+                Err(refused @ (SendRefused::Down | SendRefused::TooLarge)) => {
+                    tracing::debug!(%refused, device = %lanes.device(), "result dropped");
+                    self.vhba.counters.lost.add(1);
+                    return false;
+                }
+            }
+            let mut state = self.lock();
+            while state.writable == seen && !state.dead {
+                state = self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    // From any thread, never waiting.
+
+    fn release(&self, held: Held) {
+        let lanes = self.lock().lanes.clone();
+        let Some(lanes) = lanes else { return };
+        for (lane, blocks) in [
+            (VirtualLane::StorageCommand, held.command_blocks),
+            (VirtualLane::StorageData, held.data_blocks),
+            (VirtualLane::TaskManagement, held.task_management_blocks),
+        ] {
+            if blocks > 0 {
+                // Many frames at once: the payload of the one frame that costs as much.
+                let frame_bytes = usize::try_from(blocks).unwrap_or(usize::MAX) * BLOCK_BYTES;
+                lanes.release(lane, frame_bytes - HEADER_BYTES);
+            }
+        }
+    }
+
+    /// Sends now or as soon as there is credit.
+    fn send_later(&self, waiting: Waiting) {
+        let mut state = self.lock();
+        if state.dead {
+            return;
+        }
+        state.outbox.push_back(waiting);
+        drop(state);
+        self.flush_outbox();
+    }
+
+    /// Sends what can be sent; a lane that is blocked does not hold up the other.
+    ///
+    /// Under the lock throughout, so that a `writable` that comes now finds every unit in the
+    /// outbox. The endpoint calls nobody of ours back from within `queue`.
+    fn flush_outbox(&self) {
+        let mut state = self.lock();
+        let Some(lanes) = state.lanes.clone() else {
+            return;
+        };
+        let mut blocked_lanes = Vec::new();
+        let mut sent = Held::default();
+        for waiting in std::mem::take(&mut state.outbox) {
+            if blocked_lanes.contains(&waiting.lane) {
+                state.outbox.push_back(waiting);
+                continue;
+            }
+            let Waiting { lane, buffer, held } = waiting;
+            let mut frames = vec![(lane, buffer)];
+            match (lanes.queue(&mut frames), frames.pop()) {
+                (Err(SendRefused::Blocked), Some((lane, buffer))) => {
+                    blocked_lanes.push(lane);
+                    state.outbox.push_back(Waiting { lane, buffer, held });
+                }
+                // Sent, or there is nobody to send it to.
+                _ => sent.add(held),
+            }
+        }
+        drop(state);
+        lanes.flush();
+        self.release(sent);
+    }
+
+    /// Ends a command now, or when all its data-out has arrived.
+    fn end_with(&self, tag: Tag, response: ServiceResponse, status: scsi_target::Status) {
+        let mut state = self.lock();
+        let Some(open) = state.open.get_mut(&tag) else {
+            return;
+        };
+        open.ending = Some((response, status));
+        if open.received_bytes < open.data_out_bytes {
+            return;
+        }
+        let held = state.open.remove(&tag).map(|open| open.held);
+        drop(state);
+        let unit = InformationUnit::Status(Status {
+            tag,
+            response,
+            status: status.code(),
+            data_in_bytes: 0,
+            sense: &[],
+        });
+        let (lane, held) = (VirtualLane::StorageData, held.unwrap_or_default());
+        self.send_later(Waiting {
+            lane,
+            buffer: encode(&unit),
+            held,
+        });
+    }
+
+    fn respond(&self, tag: Tag, response: TaskResponse, held: Held) {
+        let unit = InformationUnit::TaskManagementResponse { response, tag };
+        let lane = VirtualLane::TaskManagement;
+        self.send_later(Waiting {
+            lane,
+            buffer: encode(&unit),
+            held,
+        });
+    }
+
+    // From the link's thread.
+
+    fn command(&self, command: &Command<'_>, held_blocks: u32) -> Receipt {
+        let Some(me) = self.me.upgrade() else {
+            return Receipt::Consumed;
+        };
+        let tag = command.tag;
+        let nexus = self
+            .vhba
+            .mapped(command.lun)
+            .map_or(&self.vhba.no_lun, |mapped| &mapped.nexus);
+        let data_out_bytes = usize::try_from(command.data_out_bytes).unwrap_or(usize::MAX);
+        let mut state = self.lock();
+        if state.open.contains_key(&tag) {
+            drop(state);
+            self.vhba.counters.duplicate_tag.add(1);
+            return Receipt::Consumed;
+        }
+        let held = Held {
+            command_blocks: held_blocks,
+            ..Held::default()
+        };
+        let (nexus, received_bytes, ending) = (nexus.clone(), 0, None);
+        let open = Open {
+            nexus: nexus.clone(),
+            received_bytes,
+            data_out_bytes,
+            ending,
+            held,
+        };
+        state.open.insert(tag, open);
+        drop(state);
+        let task = Task {
+            key: self.key(tag),
+            attribute: match command.attribute {
+                0 => TaskAttribute::Simple,
+                1 => TaskAttribute::Ordered,
+                2 => TaskAttribute::HeadOfQueue,
+                _ => TaskAttribute::Aca,
+            },
+            lun: command.lun,
+            cdb: command.cdb.to_vec(),
+            // Grows with what arrives: a length alone makes us allocate nothing.
+            data_out: Vec::new(),
+            data_out_bytes,
+            data_in_bytes: usize::try_from(command.data_in_bytes).unwrap_or(usize::MAX),
+            session: me,
+        };
+        if nexus.push(task).is_err() {
+            self.vhba.counters.task_set_full.add(1);
+            let status = scsi_target::Status::TaskSetFull;
+            self.end_with(tag, ServiceResponse::TaskComplete, status);
+        }
+        Receipt::Held
+    }
+
+    fn data_out(&self, data: &Data<'_>, held_blocks: u32) -> Receipt {
+        let counters = &self.vhba.counters;
+        let mut state = self.lock();
+        let Some(open) = state.open.get_mut(&data.tag) else {
+            drop(state);
+            counters.unknown_tag.add(1);
+            return Receipt::Consumed;
+        };
+        let missing_bytes = open.data_out_bytes.saturating_sub(open.received_bytes);
+        if usize::try_from(data.offset) != Ok(open.received_bytes)
+            || data.data.len() > missing_bytes
+        {
+            drop(state);
+            counters.excess_data.add(1);
+            return Receipt::Consumed;
+        }
+        open.received_bytes += data.data.len();
+        open.held.data_blocks += held_blocks;
+        let complete = open.received_bytes == open.data_out_bytes;
+        let (nexus, ending) = (open.nexus.clone(), open.ending);
+        // Appending under the lock: an end that comes now finds all or nothing of it.
+        if ending.is_none() {
+            nexus.append(self.key(data.tag), data.data);
+        }
+        drop(state);
+        if let (true, Some((response, status))) = (complete, ending) {
+            self.end_with(data.tag, response, status);
+        }
+        Receipt::Held
+    }
+
+    fn task_management(
+        &self,
+        function: TaskFunction,
+        (tag, managed): (Tag, Tag),
+        lun: LunBytes,
+        held_blocks: u32,
+    ) -> Receipt {
+        let Some(session) = self.me.upgrade() else {
+            return Receipt::Consumed;
+        };
+        self.vhba.counters.task_management.add(1);
+        let held = Held {
+            task_management_blocks: held_blocks,
+            ..Held::default()
+        };
+        let own = |key: TaskKey| key.session == self.number;
+        let named = |key: TaskKey| key == self.key(managed);
+        let mapped = self.vhba.mapped(lun);
+        if mapped.is_none() && function != TaskFunction::ItNexusReset {
+            self.respond(tag, TaskResponse::IncorrectLun, held);
+            return Receipt::Held;
+        }
+        let nexuses: Vec<_> = match function {
+            TaskFunction::ItNexusReset => self.vhba.all_nexuses().cloned().collect(),
+            TaskFunction::LogicalUnitReset => mapped
+                .map(|mapped| mapped.lun.nexuses())
+                .unwrap_or_default(),
+            _ => mapped
+                .map(|mapped| mapped.nexus.clone())
+                .into_iter()
+                .collect(),
+        };
+        let there = |there| {
+            if there {
+                TaskResponse::Succeeded
+            } else {
+                TaskResponse::Complete
+            }
+        };
+        let target = match function {
+            TaskFunction::QueryTask => {
+                let response = there(nexuses.iter().any(|nexus| nexus.contains(named)));
+                self.respond(tag, response, held);
+                return Receipt::Held;
+            }
+            TaskFunction::QueryTaskSet => {
+                let response = there(nexuses.iter().any(|nexus| nexus.contains(own)));
+                self.respond(tag, response, held);
+                return Receipt::Held;
+            }
+            TaskFunction::AbortTask => TaskManagementFunction::AbortTask,
+            TaskFunction::AbortTaskSet => TaskManagementFunction::AbortTaskSet,
+            TaskFunction::ClearTaskSet => TaskManagementFunction::ClearTaskSet,
+            TaskFunction::LogicalUnitReset => TaskManagementFunction::LogicalUnitReset,
+            TaskFunction::ItNexusReset => TaskManagementFunction::ItNexusReset,
+        };
+        let response = match self.vhba.it_nexus.task_management(target, lun) {
+            TaskManagementResponse::FunctionComplete => TaskResponse::Complete,
+            TaskManagementResponse::FunctionSucceeded => TaskResponse::Succeeded,
+            TaskManagementResponse::FunctionRejected => TaskResponse::Rejected,
+            TaskManagementResponse::IncorrectLogicalUnitNumber => TaskResponse::IncorrectLun,
+        };
+        let ended = match function {
+            TaskFunction::LogicalUnitReset | TaskFunction::ItNexusReset => ServiceResponse::Reset,
+            _ => ServiceResponse::Aborted,
+        };
+        let end = Arc::new(ManagementEnd {
+            session,
+            tag,
+            response,
+            held,
+        });
+        let fate = Fate::Ended(ended, end);
+        for nexus in nexuses {
+            let wanted = |key| match function {
+                TaskFunction::AbortTask => named(key),
+                TaskFunction::LogicalUnitReset => true,
+                _ => own(key),
+            };
+            for task in nexus.take(wanted, &fate) {
+                task.session.end(task.key.tag, ended);
+            }
+        }
+        if let Fate::Ended(_, end) = fate {
+            ManagementEnd::finish(end);
+        }
+        Receipt::Held
+    }
+}
+
+fn encode(unit: &InformationUnit<'_>) -> FrameBuffer {
+    let mut buffer = FrameBuffer::with_capacity(128);
+    buffer.append_with(|bytes| unit.encode(bytes));
+    buffer
+}
+
+impl LaneClient for VhbaSession {
+    fn up(&self, lanes: LaneSet) {
+        let Some(me) = self.me.upgrade() else { return };
+        let epoch = lanes.epoch();
+        let mut current = self.vhba.lock_current();
+        let older = match &*current {
+            Some(known)
+                if known
+                    .epoch()
+                    .is_some_and(|known| epoch_is_later(known, epoch)) =>
+            {
+                drop(current);
+                self.kill();
+                return;
+            }
+            _ => current.take(),
+        };
+        self.lock().lanes = Some(lanes);
+        *current = Some(me);
+        drop(current);
+        if let Some(older) = older {
+            older.kill();
+            self.vhba.nexus_lost();
+        }
+    }
+
+    fn receive(&self, lane: VirtualLane, payload: &[u8]) -> Receipt {
+        let counters = &self.vhba.counters;
+        if self.lock().lanes.is_none() {
+            counters.stale.add(1);
+            return Receipt::Consumed;
+        }
+        let held_blocks = blocks(payload.len());
+        let unit = match InformationUnit::parse(payload) {
+            Ok(unit) => unit,
+            Err(error) => {
+                tracing::debug!(%error, "unit is malformed");
+                counters.malformed.add(1);
+                return Receipt::Consumed;
+            }
+        };
+        match (lane, unit) {
+            (VirtualLane::StorageCommand, InformationUnit::Command(command)) => {
+                self.command(&command, held_blocks)
+            }
+            (VirtualLane::StorageData, InformationUnit::DataOut(data)) => {
+                self.data_out(&data, held_blocks)
+            }
+            (
+                VirtualLane::TaskManagement,
+                InformationUnit::TaskManagement {
+                    function,
+                    tag,
+                    managed,
+                    lun,
+                },
+            ) => self.task_management(function, (tag, managed), lun, held_blocks),
+            (
+                _,
+                InformationUnit::Command(_)
+                | InformationUnit::DataOut(_)
+                | InformationUnit::TaskManagement { .. },
+            ) => {
+                counters.wrong_lane.add(1);
+                Receipt::Consumed
+            }
+            (
+                _,
+                InformationUnit::DataIn(_)
+                | InformationUnit::Status(_)
+                | InformationUnit::TaskManagementResponse { .. }
+                | InformationUnit::Event(_),
+            ) => {
+                counters.malformed.add(1);
+                Receipt::Consumed
+            }
+        }
+    }
+
+    fn writable(&self) {
+        self.lock().writable += 1;
+        self.changed.notify_all();
+        self.flush_outbox();
+    }
+
+    fn down(&self, epoch: u16) {
+        if self.epoch() != Some(epoch) {
+            return;
+        }
+        self.kill();
+        let mut current = self.vhba.lock_current();
+        if current
+            .as_ref()
+            .is_some_and(|current| current.number == self.number)
+        {
+            *current = None;
+            drop(current);
+            self.vhba.nexus_lost();
+        }
+    }
+}
+
+impl VhbaSession {
+    fn epoch(&self) -> Option<u16> {
+        self.lock().lanes.as_ref().map(LaneSet::epoch)
+    }
+}
