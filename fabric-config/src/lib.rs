@@ -84,10 +84,10 @@ pub const MTU_MIN: u16 = 68;
 pub const MTU_MAX: u16 = 65_521;
 /// Largest LUN (flat space addressing, SAM-5 section 4.7.7.3).
 pub const LUN_MAX: u16 = 16_383;
-/// Queue pairs of a vNIC at most: a vhost-user back end has 64 virtqueues.
-pub const VNIC_QUEUES_MAX: u16 = 31;
+/// Queue pairs of a vNIC at most.
+pub const VNIC_QUEUES_MAX: u16 = 8;
 /// Request queues of a vHBA at most, beside its control and event queue.
-pub const VHBA_QUEUES_MAX: u16 = 62;
+pub const VHBA_QUEUES_MAX: u16 = 16;
 
 /// A whole, valid lab file.
 #[derive(Debug, Clone, PartialEq, Eq)]

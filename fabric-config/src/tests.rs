@@ -276,7 +276,7 @@ fn wrong_values_name_line_object_problem_and_next_step() {
         (
             "queues = 2",
             "queues = 32",
-            "line 44: vnic vn01.vm1: 32 queues are out of range; use 1 to 31",
+            "line 44: vnic vn01.vm1: 32 queues are out of range; use 1 to 8",
         ),
         (
             "pir = \"1G\"",

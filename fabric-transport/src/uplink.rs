@@ -10,7 +10,6 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use qos::LinkBudget;
@@ -24,6 +23,9 @@ use crate::session::{CloseReason, Role, SessionConfig};
 const RETRY_MIN: Duration = Duration::from_millis(50);
 /// The longest pause between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// How long the end of an uplink waits for its session to be closed in good order. A connection
+/// attempt that is under way is left to end by itself.
+const FAREWELL_MAX: Duration = Duration::from_millis(100);
 /// How long one connection attempt may take.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 
@@ -80,6 +82,8 @@ pub struct UplinkDevice {
 #[derive(Default)]
 struct State {
     stopped: bool,
+    /// The thread has ended.
+    finished: bool,
     devices: Vec<UplinkDevice>,
     endpoint: Option<Arc<Endpoint>>,
     active: bool,
@@ -99,7 +103,6 @@ struct Shared {
 /// A running uplink; it ends when dropped.
 pub struct Uplink {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Uplink {
@@ -131,13 +134,10 @@ impl Uplink {
             changed: Condvar::new(),
         });
         let worker = shared.clone();
-        let thread = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("uplink".to_owned())
             .spawn(move || run(&worker))?;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        Ok(Self { shared })
     }
 
     /// Adds a device; it is attached now, or as soon as a director is there.
@@ -201,9 +201,11 @@ impl Drop for Uplink {
         if let Some(endpoint) = endpoint {
             endpoint.close("host agent stops");
         }
-        if let Some(thread) = self.thread.take() {
-            // A panic there was reported by the thread itself.
-            drop(thread.join());
+        let deadline = Instant::now() + FAREWELL_MAX;
+        let mut state = self.shared.lock();
+        while !state.finished && Instant::now() < deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            state = self.shared.wait(state, left);
         }
     }
 }
@@ -260,6 +262,8 @@ fn run(shared: &Arc<Shared>) {
             state = shared.wait(state, left);
         }
     }
+    shared.lock().finished = true;
+    shared.changed.notify_all();
 }
 
 /// One session from connecting to its end. True if it became active.

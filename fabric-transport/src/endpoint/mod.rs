@@ -181,6 +181,8 @@ struct Core {
     devices: HashMap<DeviceId, Device>,
     peer_name: String,
     unacknowledged_bytes_max: usize,
+    /// When the timer rings, or rang last.
+    timer_at: MonotonicTime,
 }
 
 /// One end of a session.
@@ -253,6 +255,7 @@ impl Endpoint {
             scheduler: Scheduler::new(config.budget),
             devices: HashMap::new(),
             peer_name: String::new(),
+            timer_at: MonotonicTime::ZERO,
         };
         let endpoint = Arc::new(Self {
             core: Mutex::new(core),

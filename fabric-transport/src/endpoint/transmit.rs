@@ -1,16 +1,26 @@
 //! Running the link: from the scheduler's queue onto the wire.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, TryLockError};
+use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{Expiration, TimerSetTimeFlags};
 
-use super::{Endpoint, Ordering, now};
+use qos::MonotonicTime;
+
+use super::{Core, Endpoint, Ordering, now};
 use crate::control::Control;
 use crate::endpoint::LaneClient;
 use crate::frame::{FrameBuffer, FrameHeader};
-use crate::link::{BATCH_BYTES_MAX, BATCH_FRAMES_MAX, LinkSender, Sent};
-use std::sync::{Arc, TryLockError};
+use crate::link::{BATCH_BYTES_MAX, BATCH_FRAMES_MAX, LinkSender, Sent, ring};
+
+/// How much later than the scheduler asks a link may be run. The scheduler makes up for late
+/// callers, and on a fast link a wake-up a frame would cost more than the frame.
+const WAKE_SLACK: Duration = Duration::from_micros(50);
+
+/// Batches that one thread sends for all others before it goes back to its own work.
+const DRAIN_BATCHES_MAX: usize = 8;
 
 /// The sending half of the link and what it could not take yet.
 pub(super) struct Writer {
@@ -58,7 +68,10 @@ impl Endpoint {
     }
 
     fn drain(&self, writer: &mut Writer) {
-        while let Some(sender) = &mut writer.sender {
+        for _ in 0..DRAIN_BATCHES_MAX {
+            let Some(sender) = &mut writer.sender else {
+                return;
+            };
             match sender.send(&mut writer.batch) {
                 Ok(Sent::All) => {}
                 Ok(Sent::Blocked) => return,
@@ -80,6 +93,8 @@ impl Endpoint {
                 writer.batch.push_back(frame);
             }
         }
+        // What is left is the link thread's: the ring's thread has a ring to look after.
+        ring(&self.wake);
     }
 
     /// The next batch in the order of the scheduler, control frames first.
@@ -99,12 +114,7 @@ impl Endpoint {
         {
             let Some(grant) = core.scheduler.dequeue(now) else {
                 if let Some(wake_at) = core.scheduler.next_wake(now) {
-                    let wake_at = std::time::Duration::from_nanos(wake_at.as_nanos().max(1));
-                    let expiration = Expiration::OneShot(TimeSpec::from_duration(wake_at));
-                    let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME;
-                    if let Err(error) = self.timer.set(expiration, flags) {
-                        tracing::error!(%error, "timer of a link cannot be set");
-                    }
+                    self.wake_at(core, now, wake_at);
                 }
                 break;
             };
@@ -125,6 +135,26 @@ impl Endpoint {
                 .filter_map(|device| core.take_waiting(device)),
         );
         picked
+    }
+}
+
+impl Endpoint {
+    /// Has the link run again at `time`, or up to [`WAKE_SLACK`] later.
+    fn wake_at(&self, core: &mut Core, now: MonotonicTime, time: MonotonicTime) {
+        let time = time.max(now.saturating_add(WAKE_SLACK));
+        if core.timer_at > now && core.timer_at <= time {
+            return;
+        }
+        core.timer_at = time;
+        let expiration = Expiration::OneShot(TimeSpec::from_duration(Duration::from_nanos(
+            time.as_nanos(),
+        )));
+        if let Err(error) = self
+            .timer
+            .set(expiration, TimerSetTimeFlags::TFD_TIMER_ABSTIME)
+        {
+            tracing::error!(%error, "timer of a link cannot be set");
+        }
     }
 }
 

@@ -244,6 +244,8 @@ pub enum SendBlocked {
 #[derive(Debug)]
 struct DeviceLanes {
     state: LaneState,
+    /// Generation and windows of an attach that waits for the detach to be answered.
+    attach_again: Option<(u32, Windows)>,
     generation: u32,
     send: [SendLane; VirtualLane::COUNT],
     receive: [ReceiveLane; VirtualLane::COUNT],
@@ -417,9 +419,14 @@ impl Session {
         }
     }
 
-    /// Host: asks for `device`, offering `windows` blocks to be received.
+    /// Host: asks for `device`, offering `windows` blocks to be received. While the device is still
+    /// being let go, the request waits for that.
     pub fn attach(&mut self, device: DeviceId, generation: u32, windows: Windows) {
-        if self.state == SessionState::Active && !self.devices.contains_key(&device) {
+        if let Some(lanes) = self.devices.get_mut(&device) {
+            if lanes.state == LaneState::Detaching {
+                lanes.attach_again = Some((generation, windows));
+            }
+        } else if self.state == SessionState::Active {
             self.devices
                 .insert(device, DeviceLanes::new(generation, [0; _], windows));
             self.queue_control(
@@ -461,9 +468,11 @@ impl Session {
 
     /// Lets a device go: its lanes close at once.
     pub fn detach(&mut self, device: DeviceId) {
-        if let Some(lanes) = self.devices.get_mut(&device)
-            && lanes.state != LaneState::Detaching
-        {
+        let Some(lanes) = self.devices.get_mut(&device) else {
+            return;
+        };
+        lanes.attach_again = None;
+        if lanes.state != LaneState::Detaching {
             lanes.state = LaneState::Detaching;
             let generation = lanes.generation;
             self.queue_control(device, Control::Detach { generation });
@@ -722,9 +731,19 @@ impl Session {
             }
             (Role::Host, Control::Refused { generation, reason }) => {
                 self.requested(device, generation)?;
-                self.devices.remove(&device);
-                self.events
-                    .push_back(SessionEvent::Refused { device, reason });
+                let lanes = self.devices.remove(&device);
+                match lanes.filter(|lanes| lanes.state == LaneState::Detaching) {
+                    Some(DeviceLanes {
+                        attach_again: Some((generation, windows)),
+                        ..
+                    }) => {
+                        self.attach(device, generation, windows);
+                    }
+                    Some(_let_go) => {}
+                    None => self
+                        .events
+                        .push_back(SessionEvent::Refused { device, reason }),
+                }
             }
             (_, Control::Detach { generation }) => {
                 // A refusal that crossed our detach leaves nothing to answer.
@@ -918,6 +937,7 @@ impl DeviceLanes {
     fn new(generation: u32, send: Windows, receive: Windows) -> Self {
         Self {
             state: LaneState::Requested,
+            attach_again: None,
             generation,
             send: send.map(SendLane::new),
             receive: receive.map(ReceiveLane::new),
