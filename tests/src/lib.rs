@@ -1,0 +1,11 @@
+//! What the test suites share. The suites themselves are in `tests/`.
+//!
+//! [`front_end`] is a guest without QEMU: a vhost-user front end with guest memory and the
+//! driver's side of the rings, fast enough for tests in milliseconds and hostile on request.
+//! [`devices`] are the drivers on top of it, [`fabric`] is the other end of their lanes, right or
+//! hostile. [`lab`] is the real thing: director, host agents and guests in a network namespace.
+
+pub mod devices;
+pub mod fabric;
+pub mod front_end;
+pub mod lab;

@@ -1,0 +1,319 @@
+//! Fabric to guest: one receive ring.
+//!
+//! Frames are written into the guest's buffers as they come; the buffers are returned, in order
+//! and with one signal, when the link's batch ends. A frame without room is dropped and the
+//! buffers it had got go back unused, so the guest never sees half a frame.
+
+use std::borrow::Cow;
+
+use fabric_payload::ethernet::{
+    FLAG_DATA_VALID, FLAG_NEEDS_CSUM, FrameError, HEADER_BYTES, Offloads, VirtioNetHeader,
+};
+use vhost_user_session::{Chain, ChainError, Queue, QueueGuard};
+use zerocopy::IntoBytes;
+
+use crate::checksum;
+use crate::features::Negotiated;
+use crate::statistics::{Counters, ReceiveDrop};
+
+/// A frame as the guest is to see it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Incoming<'a> {
+    pub(crate) header: VirtioNetHeader,
+    pub(crate) frame: Cow<'a, [u8]>,
+    /// The checksum was completed here.
+    pub(crate) completed: bool,
+}
+
+/// Fits a payload of the fabric to what the guest agreed to.
+pub(crate) fn prepare(payload: &[u8], offloads: Offloads) -> Result<Incoming<'_>, ReceiveDrop> {
+    let (mut header, frame) = VirtioNetHeader::split(payload).ok_or(ReceiveDrop::Malformed)?;
+    header.flags &= FLAG_NEEDS_CSUM | FLAG_DATA_VALID;
+    let mut incoming = Incoming {
+        header,
+        frame: Cow::Borrowed(frame),
+        completed: false,
+    };
+    match header.check(frame.len(), offloads) {
+        Ok(()) => {}
+        Err(FrameError::GsoType { .. }) => return Err(ReceiveDrop::NotNegotiated),
+        Err(FrameError::ChecksumNotNegotiated) => {
+            let with_checksum = Offloads {
+                checksum: true,
+                ..offloads
+            };
+            header
+                .check(frame.len(), with_checksum)
+                .map_err(|error| match error {
+                    FrameError::GsoType { .. } => ReceiveDrop::NotNegotiated,
+                    _ => ReceiveDrop::Malformed,
+                })?;
+            if !checksum::complete(&mut incoming.header, incoming.frame.to_mut()) {
+                return Err(ReceiveDrop::Malformed);
+            }
+            incoming.completed = true;
+        }
+        Err(_malformed) => return Err(ReceiveDrop::Malformed),
+    }
+    if !offloads.checksum {
+        // Reserved without GUEST_CSUM (virtio 1.2 section 5.1.6.4.1).
+        incoming.header.flags = 0;
+    }
+    Ok(incoming)
+}
+
+/// What became of a frame.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// It is in the guest's buffers.
+    Delivered,
+    /// It was dropped.
+    Dropped(ReceiveDrop),
+    /// The ring cannot be used; another one may.
+    Unusable,
+}
+
+/// One receive ring; `None` in `queue` while it is stopped.
+#[derive(Debug, Default)]
+pub(crate) struct Receiver {
+    queue: Option<Queue>,
+    /// Filled buffers of this batch with the bytes written, in the order of taking.
+    filled: Vec<(Chain, u32)>,
+}
+
+impl Receiver {
+    pub(crate) fn start(&mut self, queue: Queue) {
+        // Kicks for new buffers are of no use: what comes without one is dropped, not kept.
+        if let Some(mut ring) = queue.lock() {
+            ring.disable_notification();
+        }
+        self.queue = Some(queue);
+    }
+
+    /// Returns what is filled, and lets the ring go.
+    pub(crate) fn stop(&mut self) {
+        self.finish_batch();
+        self.queue = None;
+    }
+
+    pub(crate) fn is_usable(&self) -> bool {
+        let ring = self.queue.as_ref().and_then(Queue::lock);
+        ring.is_some_and(|ring| ring.can_pop())
+    }
+
+    pub(crate) fn deliver(
+        &mut self,
+        incoming: &Incoming<'_>,
+        negotiated: Negotiated,
+        counters: &Counters,
+    ) -> Delivery {
+        let Some(queue) = self.queue.as_ref() else {
+            return Delivery::Unusable;
+        };
+        let Some(mut ring) = queue.lock() else {
+            return Delivery::Unusable;
+        };
+        if !ring.can_pop() {
+            return Delivery::Unusable;
+        }
+        let header_bytes = negotiated.header_bytes();
+        let needed = bytes(header_bytes).saturating_add(bytes(incoming.frame.len()));
+        let mut taken = Vec::new();
+        let mut room = 0_u64;
+        let outcome = loop {
+            let Some(chain) = ring.pop() else {
+                break Err(ReceiveDrop::NoBuffers);
+            };
+            let writable = chain.writable_bytes();
+            if taken.is_empty() && writable < bytes(header_bytes) {
+                // Useless for any frame: returned empty, or it would block the ring for ever.
+                counters.bad_receive_buffer();
+                self.filled.push((chain, 0));
+                continue;
+            }
+            room = room.saturating_add(writable);
+            taken.push(chain);
+            if room >= needed {
+                break Ok(());
+            }
+            if !negotiated.mergeable_buffers() {
+                break Err(ReceiveDrop::BufferTooSmall);
+            }
+        };
+        let written = match outcome {
+            Ok(()) => {
+                write(&taken, incoming, header_bytes).map_err(|_guest| ReceiveDrop::NoBuffers)
+            }
+            Err(reason) => Err(reason),
+        };
+        match written {
+            Ok(lengths) => {
+                self.filled.extend(taken.into_iter().zip(lengths));
+                Delivery::Delivered
+            }
+            Err(reason) => {
+                put_back(&mut ring, taken);
+                Delivery::Dropped(reason)
+            }
+        }
+    }
+
+    /// Returns the filled buffers to the driver, with one signal.
+    pub(crate) fn finish_batch(&mut self) {
+        if self.filled.is_empty() {
+            return;
+        }
+        match self.queue.as_ref().and_then(Queue::lock) {
+            Some(mut ring) => {
+                for (chain, written) in self.filled.drain(..) {
+                    ring.add_used(chain, written);
+                }
+            }
+            // The ring broke under the batch: it takes nothing any more.
+            None => self.filled.clear(),
+        }
+    }
+}
+
+/// Gives unused buffers back to the front of the ring.
+fn put_back(ring: &mut QueueGuard<'_>, taken: Vec<Chain>) {
+    for chain in taken.into_iter().rev() {
+        ring.unpop(chain);
+    }
+}
+
+/// Writes header and frame over `chains`, whose room was checked; returns the bytes in each.
+fn write(
+    chains: &[Chain],
+    incoming: &Incoming<'_>,
+    header_bytes: usize,
+) -> Result<Vec<u32>, ChainError> {
+    let mut header = incoming.header;
+    header.num_buffers = u16::try_from(chains.len()).unwrap_or(u16::MAX).into();
+    let header = header
+        .as_bytes()
+        .get(..header_bytes.min(HEADER_BYTES))
+        .unwrap_or_default();
+    let mut rest = &*incoming.frame;
+    let mut lengths = Vec::with_capacity(chains.len());
+    let mut offset = header.len();
+    if let Some(first) = chains.first() {
+        first.write_at(0, header)?;
+    }
+    for chain in chains {
+        let room = chain.writable_bytes().saturating_sub(bytes(offset));
+        let now = usize::try_from(room).unwrap_or(usize::MAX).min(rest.len());
+        let (part, later) = rest.split_at_checked(now).unwrap_or((rest, &[]));
+        chain.write_at(bytes(offset), part)?;
+        lengths.push(u32::try_from(offset + part.len()).unwrap_or(u32::MAX));
+        rest = later;
+        offset = 0;
+    }
+    Ok(lengths)
+}
+
+fn bytes(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn payload(header: VirtioNetHeader, frame: &[u8]) -> Vec<u8> {
+        [header.as_bytes(), frame].concat()
+    }
+
+    fn super_frame() -> VirtioNetHeader {
+        VirtioNetHeader {
+            flags: FLAG_NEEDS_CSUM,
+            gso_type: 1,
+            gso_size: 1460.into(),
+            csum_start: 34.into(),
+            csum_offset: 16.into(),
+            ..VirtioNetHeader::default()
+        }
+    }
+
+    #[test]
+    fn n11_super_frame_for_a_guest_without_it_is_dropped() {
+        let payload = payload(super_frame(), &[0; 3000]);
+        for offloads in [
+            Offloads::default(),
+            Offloads {
+                checksum: true,
+                ..Offloads::default()
+            },
+        ] {
+            assert_eq!(prepare(&payload, offloads), Err(ReceiveDrop::NotNegotiated));
+        }
+        let incoming = prepare(&payload, Offloads::ALL).unwrap();
+        assert_eq!(
+            (incoming.header, incoming.completed),
+            (super_frame(), false)
+        );
+    }
+
+    #[test]
+    fn partial_checksum_is_completed_for_a_guest_without_it() {
+        let header = VirtioNetHeader {
+            gso_type: 0,
+            gso_size: 0.into(),
+            ..super_frame()
+        };
+        let payload = payload(header, &[7; 60]);
+        let incoming = prepare(&payload, Offloads::default()).unwrap();
+        assert_eq!(
+            (incoming.header, incoming.completed),
+            (VirtioNetHeader::default(), true)
+        );
+        assert_ne!(incoming.frame[50..52], [7, 7]);
+        let incoming = prepare(&payload, Offloads::ALL).unwrap();
+        assert_eq!((incoming.header, &*incoming.frame), (header, &[7; 60][..]));
+    }
+
+    #[test]
+    fn verified_flag_is_only_shown_to_those_who_asked() {
+        let header = VirtioNetHeader {
+            flags: FLAG_DATA_VALID,
+            ..VirtioNetHeader::default()
+        };
+        let payload = payload(header, &[0; 60]);
+        assert_eq!(
+            prepare(&payload, Offloads::default()).unwrap().header.flags,
+            0
+        );
+        assert_eq!(
+            prepare(&payload, Offloads::ALL).unwrap().header.flags,
+            FLAG_DATA_VALID
+        );
+    }
+
+    #[test]
+    fn fabric_that_delivers_no_frame_is_counted() {
+        assert_eq!(
+            prepare(&[0; 11], Offloads::ALL),
+            Err(ReceiveDrop::Malformed)
+        );
+        assert_eq!(
+            prepare(&[0; 25], Offloads::ALL),
+            Err(ReceiveDrop::Malformed)
+        );
+        assert!(prepare(&[0; 26], Offloads::ALL).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn guest_only_gets_headers_it_agreed_to(
+            header: [u8; 12], length in 0usize..300, checksum: bool, tso4: bool, tso6: bool,
+        ) {
+            let offloads = Offloads { checksum, tso4, tso6, ..Offloads::default() };
+            let payload = [&header[..], &vec![0x5a; length]].concat();
+            if let Ok(incoming) = prepare(&payload, offloads) {
+                prop_assert_eq!(incoming.header.check(incoming.frame.len(), offloads), Ok(()));
+                prop_assert_eq!(incoming.frame.len(), length);
+            }
+        }
+    }
+}

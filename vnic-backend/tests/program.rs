@@ -1,0 +1,32 @@
+//! The program `orimono-vnic` against QEMU's conventions for back ends.
+#![expect(unreachable_pub, reason = "shared with the other back-end program")]
+#![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
+
+mod conventions;
+
+use conventions::Program;
+
+const PROGRAM: Program = Program {
+    path: env!("CARGO_BIN_EXE_orimono-vnic"),
+    options: &["--mac", "02:00:00:00:00:01"],
+};
+
+#[test]
+fn prints_capabilities_whatever_else_is_asked() {
+    PROGRAM.prints_capabilities("{\"type\":\"net\",\"features\":[]}\n");
+}
+
+#[test]
+fn refuses_what_it_cannot_do() {
+    PROGRAM.refuses_what_it_cannot_do();
+}
+
+#[test]
+fn ends_cleanly_when_told_to() {
+    PROGRAM.ends_cleanly();
+}
+
+#[test]
+fn ends_with_its_only_connection() {
+    PROGRAM.ends_with_its_only_connection();
+}
