@@ -18,7 +18,7 @@ pub const QEMU_DATA_VARIABLE: &str = "ORIMONO_QEMU_DATA";
 /// Folders of that emulator's shared libraries (`LD_LIBRARY_PATH`).
 pub const QEMU_LIBRARIES_VARIABLE: &str = "ORIMONO_QEMU_LIBRARIES";
 
-const PROGRAM: &str = "qemu-system-x86_64";
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
 
 /// Why there is no usable emulator.
 #[derive(Debug, Error)]

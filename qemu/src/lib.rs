@@ -5,7 +5,8 @@
 //! 1. [`packages`]: which Debian packages are needed, and their installation;
 //! 2. [`image`]: kernel and initramfs in a cache folder, rebuilt only when an input changed
 //!    ([`cpio`], [`kernel_modules`] and [`elf`] are its parts);
-//! 3. [`emulator`] and [`accelerator`]: which QEMU, which version, KVM or TCG;
+//! 3. [`emulator`] and [`accelerator`]: which QEMU, which version, KVM or TCG; [`backports`]: a
+//!    newer QEMU beside the installed one;
 //! 4. [`machine`] and [`device`]: the argument vector;
 //! 5. [`guest`]: a running guest and its commands; [`qmp`]: its monitor.
 //!
@@ -33,6 +34,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accelerator;
+pub mod backports;
 pub mod cpio;
 pub mod device;
 pub mod elf;

@@ -1,0 +1,208 @@
+//! Starting and stopping everything that a host has.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use fabric_config::{HostConfig, LabConfig, VhbaConfig, VnicConfig};
+use fabric_payload::ethernet::Offloads;
+use fabric_transport::LaneClient;
+use fabric_transport::endpoint::{DeviceGrant, session_config};
+use fabric_transport::uplink::{Addresses, Connector, Uplink, UplinkConfig, UplinkDevice};
+use io_director::Director;
+use vhba_backend::VhbaDevice;
+use vhost_user_session::{Session, SessionConfig, SessionHandle, SocketSource, VirtioDevice};
+use vnic_backend::VnicDevice;
+
+use crate::embedded::EmbeddedDirector;
+
+/// A running host agent; dropped, it ends its devices, its session and an embedded director.
+pub struct HostAgent {
+    // Dropped in this order: guests lose their back ends first, so that nothing they still send
+    // is taken for lost.
+    sessions: Vec<SessionHandle>,
+    uplink: Uplink,
+    _director: Option<Director>,
+}
+
+impl std::fmt::Debug for HostAgent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostAgent")
+            .field("devices", &self.sessions.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A device before it is served: both of its faces, and where its socket goes.
+struct Device {
+    name: String,
+    virtio: Arc<dyn VirtioDevice>,
+    fabric: UplinkDevice,
+}
+
+impl HostAgent {
+    /// Starts the host called `name`: checks everything, then binds the sockets, then connects.
+    ///
+    /// # Errors
+    /// In one line: the object, what is wrong with it, and what to do. Nothing is left behind.
+    pub fn start(lab: &LabConfig, name: &str, allow_unsealed_memory: bool) -> Result<Self> {
+        let host = lab.host(name).with_context(|| {
+            let known: Vec<_> = lab.hosts.iter().map(|host| host.name.as_str()).collect();
+            format!(
+                "no host is named {name}: the lab file has {}",
+                known.join(", ")
+            )
+        })?;
+        let mut devices = Vec::new();
+        for vnic in host.vnics() {
+            devices.push(vnic_device(lab, vnic)?);
+        }
+        for vhba in host.vhbas() {
+            devices.push(vhba_device(vhba)?);
+        }
+        prepare_run_dir(&host.run_dir)?;
+        let (connector, director) = connector(lab, host)?;
+        let mut sessions = Vec::with_capacity(devices.len());
+        let mut attached = Vec::with_capacity(devices.len());
+        for device in devices {
+            let socket = socket_path(host, &device.name);
+            let mut config = SessionConfig::new(SocketSource::path(&socket));
+            config.allow_unsealed_memory = allow_unsealed_memory;
+            let session = Session::start(device.virtio, config).with_context(|| {
+                format!("{} cannot be served on {}", device.name, socket.display())
+            })?;
+            sessions.push(session);
+            attached.push(device.fabric);
+        }
+        let config = UplinkConfig {
+            session: session_config(&host.name),
+            budget: host.budget.clone(),
+        };
+        let uplink =
+            Uplink::start(config, connector, attached).context("uplink cannot be started")?;
+        Ok(Self {
+            sessions,
+            uplink,
+            _director: director,
+        })
+    }
+
+    /// The way to the director.
+    #[must_use]
+    pub fn uplink(&self) -> &Uplink {
+        &self.uplink
+    }
+}
+
+impl Drop for HostAgent {
+    fn drop(&mut self) {
+        // Each end waits for its threads: together they end as fast as the slowest.
+        std::thread::scope(|scope| {
+            for session in &self.sessions {
+                scope.spawn(|| session.stop());
+            }
+        });
+    }
+}
+
+/// The socket of a device in the host's folder.
+#[must_use]
+pub(crate) fn socket_path(host: &HostConfig, device: &str) -> PathBuf {
+    host.run_dir.join(format!("{device}.sock"))
+}
+
+fn vnic_device(lab: &LabConfig, config: &VnicConfig) -> Result<Device> {
+    let port = lab.ethernet_port(config.port);
+    let offloads = port.is_some_and(|port| port.offloads);
+    let device = VnicDevice::new(vnic_backend::VnicConfig {
+        name: config.name.clone(),
+        device: config.id,
+        queue_pairs: config.queues.into(),
+        mtu: config.mtu,
+        mac: config.mac.0,
+        offloads: if offloads {
+            Offloads {
+                uso: false,
+                ..Offloads::ALL
+            }
+        } else {
+            Offloads::default()
+        },
+    })?;
+    let fabric = UplinkDevice {
+        id: config.id,
+        generation: config.generation,
+        grant: DeviceGrant {
+            rate: config.ingress,
+            windows: vnic_backend::windows(),
+            client: device.clone() as Arc<dyn LaneClient>,
+        },
+    };
+    Ok(Device {
+        name: config.name.clone(),
+        virtio: device,
+        fabric,
+    })
+}
+
+fn vhba_device(config: &VhbaConfig) -> Result<Device> {
+    let device = VhbaDevice::new(vhba_backend::VhbaConfig {
+        name: config.name.clone(),
+        device: config.id,
+        request_queues: config.queues.into(),
+    })?;
+    let fabric = UplinkDevice {
+        id: config.id,
+        generation: config.generation,
+        grant: DeviceGrant {
+            rate: config.ingress,
+            windows: vhba_backend::windows(),
+            client: device.clone() as Arc<dyn LaneClient>,
+        },
+    };
+    Ok(Device {
+        name: config.name.clone(),
+        virtio: device,
+        fabric,
+    })
+}
+
+fn connector(lab: &LabConfig, host: &HostConfig) -> Result<(Box<dyn Connector>, Option<Director>)> {
+    match &host.uplink {
+        fabric_config::Uplink::Director(addresses) => {
+            Ok((Box::new(Addresses(addresses.clone())), None))
+        }
+        fabric_config::Uplink::Embedded => {
+            let director = Director::start(lab).context("embedded director cannot be started")?;
+            let embedded = EmbeddedDirector {
+                host: host.name.clone(),
+                config: director.endpoint_config(),
+                directory: director.directory(),
+            };
+            Ok((Box::new(embedded), Some(director)))
+        }
+    }
+}
+
+/// Makes the folder for the sockets and proves that sockets can be made there.
+fn prepare_run_dir(folder: &Path) -> Result<()> {
+    let next = "make it writable for this user, or choose another run-dir in the lab file";
+    fs::create_dir_all(folder)
+        .with_context(|| format!("run-dir {} cannot be made: {next}", folder.display()))?;
+    let mode = fs::metadata(folder)
+        .with_context(|| format!("run-dir {} cannot be read: {next}", folder.display()))?
+        .permissions()
+        .mode();
+    if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+        bail!(
+            "run-dir {} may be written by everybody, who could replace a device's socket: chmod o-w it",
+            folder.display()
+        );
+    }
+    let probe = folder.join(".probe");
+    fs::write(&probe, [])
+        .and_then(|()| fs::remove_file(&probe))
+        .with_context(|| format!("run-dir {} cannot be written: {next}", folder.display()))
+}

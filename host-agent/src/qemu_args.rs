@@ -1,0 +1,95 @@
+//! The QEMU arguments that give a VM its devices.
+
+use std::ffi::OsString;
+
+use anyhow::{Context, Result};
+use fabric_config::LabConfig;
+use orimono_qemu::{Accelerator, Version, Vhba, Vnic, vhba_args, vnic_args};
+
+use crate::agent::socket_path;
+
+/// Arguments for `vm`: its memory as a shared memfd of `memory` (QEMU's notation, "1G"), which
+/// vhost-user needs, then a device at a time.
+///
+/// # Errors
+/// No VM of that name; the error lists those there are.
+pub fn qemu_args(
+    lab: &LabConfig,
+    vm: &str,
+    memory: &str,
+    version: Version,
+    accelerator: Accelerator,
+) -> Result<Vec<OsString>> {
+    let found = lab
+        .hosts
+        .iter()
+        .find_map(|host| Some((host, host.vms.iter().find(|known| known.name == vm)?)));
+    let (host, vm) = found.with_context(|| {
+        let known: Vec<_> = lab
+            .hosts
+            .iter()
+            .flat_map(|host| &host.vms)
+            .map(|vm| vm.name.as_str())
+            .collect();
+        format!("no VM is named {vm}: the lab file has {}", known.join(", "))
+    })?;
+    let mut arguments: Vec<OsString> = vec![
+        "-object".into(),
+        format!("memory-backend-memfd,id=orimono-mem,size={memory},share=on").into(),
+        "-machine".into(),
+        "memory-backend=orimono-mem".into(),
+        "-m".into(),
+        memory.into(),
+    ];
+    for config in &vm.vnics {
+        let mac = config
+            .mac
+            .to_string()
+            .parse()
+            .context("address of a vNIC")?;
+        let mut vnic = Vnic::new(&config.name, socket_path(host, &config.name), mac);
+        vnic.queues = config.queues;
+        vnic.mtu = Some(config.mtu);
+        arguments.extend(vnic_args(&vnic, version, accelerator));
+    }
+    for config in &vm.vhbas {
+        let mut vhba = Vhba::new(&config.name, socket_path(host, &config.name));
+        vhba.queues = config.queues;
+        arguments.extend(vhba_args(&vhba, version));
+    }
+    Ok(arguments)
+}
+
+/// The arguments as one line for a shell.
+#[must_use]
+pub fn shell_line(arguments: &[OsString]) -> String {
+    let quoted = arguments.iter().map(|argument| {
+        let text = argument.to_string_lossy();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+@".contains(c);
+        if !text.is_empty() && text.chars().all(plain) {
+            text.into_owned()
+        } else {
+            format!("'{}'", text.replace('\'', r"'\''"))
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shell_line_survives_a_shell() {
+        let words = ["-object", "a b", "it's", "", "$HOME", "x=1,y=/z"];
+        let line = shell_line(&words.map(OsString::from));
+        let output = std::process::Command::new("sh")
+            .args(["-c", &format!("printf '%s\\n' {line}")])
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            words.join("\n") + "\n"
+        );
+    }
+}

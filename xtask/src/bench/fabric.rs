@@ -1,0 +1,102 @@
+//! What lanes, credits, the scheduler, acknowledgements and CRC32C cost: the same frames through
+//! two endpoints and by plain vectored writes, on the same loopback TCP, in turns.
+
+use std::io::{IoSlice, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use qos::{BitRate, DeviceRate, LinkBudget};
+
+use super::Figure;
+use super::lanes::Lanes;
+
+const SLICE: Duration = Duration::from_millis(400);
+const ROUNDS: usize = 7;
+const DEVICES: usize = 10;
+/// Payload bytes, and the part of plain writes to hold with CRC32C on (figure F1).
+const SIZES: [(usize, f64); 2] = [(1_526, 0.70), (4_096 + 16, 0.80)];
+
+pub(super) fn measure() -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for (payload_bytes, goal) in SIZES {
+        let mut pairs = Vec::new();
+        for _ in 0..ROUNDS {
+            let plain = plain_writes(payload_bytes)?;
+            pairs.push((lanes(payload_bytes)?, plain));
+        }
+        // The best of several interleaved slices: the machine's noise only ever takes away.
+        let best = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
+        figures.push(Figure {
+            bench: "fabric",
+            case: format!("TCP, {DEVICES} devices, {payload_bytes} B"),
+            value: best(&mut pairs.iter().map(|(lanes, _)| *lanes)),
+            unit: "Gb/s",
+            reference: best(&mut pairs.iter().map(|(_, plain)| *plain)),
+            goal: (goal, f64::INFINITY),
+        });
+    }
+    Ok(figures)
+}
+
+/// Gb/s of frame bytes through two endpoints.
+fn lanes(payload_bytes: usize) -> Result<f64> {
+    let budget = LinkBudget::new("bench link", BitRate::from_bits_per_second(400_000_000_000));
+    let lanes = Lanes::start(&budget, &[DeviceRate::best_effort(); DEVICES])?;
+    let stop = AtomicBool::new(false);
+    let rate = std::thread::scope(|scope| {
+        // One thread feeds all, as one ring's thread would: two cores are for the two ends.
+        let (senders, feeding) = (&lanes.senders, &stop);
+        scope.spawn(move || {
+            while !feeding.load(Ordering::Relaxed) {
+                for sender in senders {
+                    sender.send_batch(payload_bytes);
+                }
+            }
+        });
+        std::thread::sleep(SLICE / 4);
+        let (before, started) = (lanes.bytes().iter().sum::<u64>(), Instant::now());
+        std::thread::sleep(SLICE);
+        let bytes = lanes.bytes().iter().sum::<u64>() - before;
+        let rate = gigabits(bytes, started.elapsed());
+        stop.store(true, Ordering::Relaxed);
+        rate
+    });
+    Ok(rate)
+}
+
+/// Gb/s of vectored writes of up to 64 frames of the same size, read by one thread.
+fn plain_writes(payload_bytes: usize) -> Result<f64> {
+    let frame = vec![0; fabric_transport::frame::HEADER_BYTES + payload_bytes];
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut near = TcpStream::connect(listener.local_addr()?)?;
+    near.set_nodelay(true)?;
+    let (mut far, _) = listener.accept()?;
+    let (stop, bytes) = (AtomicBool::new(false), AtomicU64::new(0));
+    let rate = std::thread::scope(|scope| -> Result<f64> {
+        let bytes = &bytes;
+        scope.spawn(move || {
+            let mut buffer = vec![0; 512 * 1024];
+            while let Ok(read @ 1..) = far.read(&mut buffer) {
+                bytes.fetch_add(read as u64, Ordering::Relaxed);
+            }
+        });
+        let stop = &stop;
+        scope.spawn(move || {
+            let batch = [IoSlice::new(&frame); 64];
+            while !stop.load(Ordering::Relaxed) && near.write_vectored(&batch).is_ok() {}
+        });
+        std::thread::sleep(SLICE / 4);
+        let (before, started) = (bytes.load(Ordering::Relaxed), Instant::now());
+        std::thread::sleep(SLICE);
+        let rate = gigabits(bytes.load(Ordering::Relaxed) - before, started.elapsed());
+        stop.store(true, Ordering::Relaxed);
+        Ok(rate)
+    })?;
+    Ok(rate)
+}
+
+fn gigabits(bytes: u64, elapsed: Duration) -> f64 {
+    bytes as f64 * 8.0 / 1e9 / elapsed.as_secs_f64()
+}

@@ -1,0 +1,230 @@
+//! Two endpoints joined by loopback TCP, and devices that only count.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use fabric_transport::endpoint::DeviceGrant;
+use fabric_transport::endpoint::Endpoint;
+use fabric_transport::link::{Listener, connect};
+use fabric_transport::session::{CloseReason, Role, SessionConfig};
+use fabric_transport::{
+    DeviceId, Directory, EndpointConfig, FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused,
+    VirtualLane,
+};
+use qos::{DeviceRate, LinkBudget};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A device of the sending end.
+#[derive(Default)]
+pub(super) struct Sender {
+    state: Mutex<(Option<LaneSet>, u64)>,
+    changed: Condvar,
+}
+
+impl Sender {
+    fn change(&self, change: impl FnOnce(&mut (Option<LaneSet>, u64))) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, ready: impl Fn(&(Option<LaneSet>, u64)) -> bool) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while !ready(&state) {
+            let waited = self.changed.wait_timeout(state, PATIENCE);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Sends one batch, if the lane takes it. False if it is blocked or gone.
+    pub(super) fn send_batch(&self, payload_bytes: usize) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(lanes) = state.0.clone() else {
+            return false;
+        };
+        drop(state);
+        let frame = || (VirtualLane::Network, FrameBuffer::zeroed(payload_bytes));
+        let mut frames = std::iter::repeat_with(frame)
+            .take(batch(payload_bytes))
+            .collect();
+        lanes.try_send(&mut frames).is_ok()
+    }
+
+    /// Sends frames of `payload_bytes` as fast as they are taken, until `stop`.
+    pub(super) fn saturate(&self, payload_bytes: usize, stop: &AtomicBool) {
+        self.wait(|(lanes, _)| lanes.is_some());
+        let lanes = self
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .clone();
+        let Some(lanes) = lanes else { return };
+        let mut frames = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            while frames.len() < batch(payload_bytes) {
+                frames.push((VirtualLane::Network, FrameBuffer::zeroed(payload_bytes)));
+            }
+            let writable = self.state.lock().unwrap_or_else(PoisonError::into_inner).1;
+            match lanes.try_send(&mut frames) {
+                Ok(()) => {}
+                Err(SendRefused::Blocked) => {
+                    self.wait(|(lanes, now)| *now != writable || lanes.is_none())
+                }
+                Err(SendRefused::Down | SendRefused::TooLarge) => return,
+            }
+        }
+    }
+}
+
+/// Frames that a ring's thread would take at once.
+fn batch(payload_bytes: usize) -> usize {
+    (64 * 1024 / payload_bytes).clamp(1, 32)
+}
+
+impl LaneClient for Sender {
+    fn up(&self, lanes: LaneSet) {
+        self.change(|state| state.0 = Some(lanes));
+    }
+    fn receive(&self, _: VirtualLane, _: &[u8]) -> Receipt {
+        Receipt::Consumed
+    }
+    fn writable(&self) {
+        self.change(|state| state.1 += 1);
+    }
+    fn down(&self, _: u16) {
+        self.change(|state| state.0 = None);
+    }
+}
+
+/// A device of the receiving end.
+#[derive(Default)]
+pub(super) struct Counter {
+    /// Frame bytes that arrived, headers included.
+    pub(super) bytes: AtomicU64,
+}
+
+impl LaneClient for Counter {
+    fn up(&self, _: LaneSet) {}
+    fn receive(&self, _: VirtualLane, payload: &[u8]) -> Receipt {
+        let bytes = fabric_transport::frame::HEADER_BYTES + payload.len();
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Receipt::Consumed
+    }
+    fn writable(&self) {}
+    fn down(&self, _: u16) {}
+}
+
+struct Fixed(HashMap<DeviceId, DeviceGrant>);
+
+impl Directory for Fixed {
+    fn greeted(&self, _: &Arc<Endpoint>, _: &str, _: u64) -> Result<u16, String> {
+        Ok(1)
+    }
+    fn active(&self, endpoint: &Arc<Endpoint>, _: &str) {
+        for (id, grant) in &self.0 {
+            if let Err(error) = endpoint.attach(*id, 0, grant.clone()) {
+                crate::say(&format!("device {id} cannot be attached: {error}"));
+            }
+        }
+    }
+    fn attach(&self, _: &str, device: DeviceId, _: u32) -> Result<DeviceGrant, String> {
+        self.0
+            .get(&device)
+            .cloned()
+            .ok_or_else(|| "unknown device".to_owned())
+    }
+    fn refused(&self, device: DeviceId, reason: &str) {
+        crate::say(&format!("device {device} was refused: {reason}"));
+    }
+    fn closed(&self, _: &Arc<Endpoint>, _: &CloseReason) {}
+}
+
+/// A running pair of endpoints with one sender and one counter a rate.
+pub(super) struct Lanes {
+    pub(super) senders: Vec<Arc<Sender>>,
+    pub(super) counters: Vec<Arc<Counter>>,
+    ends: Vec<(Arc<Endpoint>, JoinHandle<()>)>,
+}
+
+impl Lanes {
+    /// Joins two ends by TCP; every device sends at most at its rate on a link of `budget`.
+    pub(super) fn start(budget: &LinkBudget, rates: &[DeviceRate]) -> Result<Self> {
+        let senders: Vec<_> = rates.iter().map(|_| Arc::new(Sender::default())).collect();
+        let counters: Vec<_> = rates.iter().map(|_| Arc::new(Counter::default())).collect();
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse()?)?;
+        let near = connect(&listener.address()?, PATIENCE)?;
+        let far = listener.accept()?.context("no connection arrived")?;
+        let config = |role| EndpointConfig {
+            role,
+            session: SessionConfig {
+                name: "bench".to_owned(),
+                instance: 1,
+                heartbeat: Duration::from_millis(250),
+                silence_max: PATIENCE,
+                greeting_max: PATIENCE,
+            },
+            budget: budget.clone(),
+        };
+        let windows = [0, 0, 0, 16 * 1024];
+        let ids = (1..).map(DeviceId);
+        let sending = ids
+            .clone()
+            .zip(senders.iter().zip(rates))
+            .map(|(id, (client, rate))| {
+                (
+                    id,
+                    DeviceGrant {
+                        rate: *rate,
+                        windows,
+                        client: client.clone(),
+                    },
+                )
+            });
+        let receiving = ids.zip(&counters).map(|(id, client)| {
+            (
+                id,
+                DeviceGrant {
+                    rate: DeviceRate::best_effort(),
+                    windows,
+                    client: client.clone(),
+                },
+            )
+        });
+        let (sending, receiving) = (
+            Arc::new(Fixed(sending.collect())),
+            Arc::new(Fixed(receiving.collect())),
+        );
+        let ends = vec![
+            Endpoint::start(config(Role::Director), far, receiving, "bench-director")?,
+            Endpoint::start(config(Role::Host), near, sending, "bench-host")?,
+        ];
+        Ok(Self {
+            senders,
+            counters,
+            ends,
+        })
+    }
+
+    /// Bytes that arrived so far, by device.
+    pub(super) fn bytes(&self) -> Vec<u64> {
+        self.counters
+            .iter()
+            .map(|counter| counter.bytes.load(Ordering::Relaxed))
+            .collect()
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        for (endpoint, thread) in self.ends.drain(..) {
+            endpoint.close("bench is over");
+            // A panic there was reported by the thread itself.
+            drop(thread.join());
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `cargo xtask bench`: figures as ratios to a reference that is measured, or promised, in the
+//! same run.
+
+mod fabric;
+mod lanes;
+mod qos_smoke;
+
+use std::io::Write;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::check::root;
+
+/// Prints figures; exit code 1 if one misses its goal.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Bench {
+    /// What to measure; everything when nothing is named
+    #[arg(value_enum)]
+    benches: Vec<Name>,
+    /// One JSON object a line: bench, case, value, unit, reference, ratio, goal, ok
+    #[arg(long)]
+    json: bool,
+    /// Set by the task itself once it runs optimised
+    #[arg(long, hide = true)]
+    optimised: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Name {
+    /// Two devices saturate a shared 400 Mb/s TCP link: each gets its CIR
+    QosSmoke,
+    /// Lanes, credits, scheduler and CRC32C against plain writes on the same loopback TCP
+    Fabric,
+}
+
+/// One measured figure.
+#[derive(Debug)]
+pub(crate) struct Figure {
+    bench: &'static str,
+    case: String,
+    value: f64,
+    unit: &'static str,
+    /// What `value` is held against, in the same unit.
+    reference: f64,
+    /// The range that `value / reference` must lie in.
+    goal: (f64, f64),
+}
+
+impl Figure {
+    fn ratio(&self) -> f64 {
+        self.value / self.reference
+    }
+
+    fn ok(&self) -> bool {
+        (self.goal.0..=self.goal.1).contains(&self.ratio())
+    }
+
+    fn goal_text(&self) -> String {
+        let (low, high) = self.goal;
+        if high.is_infinite() {
+            format!(">={low}")
+        } else {
+            format!("{low}..{high}")
+        }
+    }
+}
+
+pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
+    if !bench.optimised {
+        return run_optimised(bench);
+    }
+    let all = [Name::QosSmoke, Name::Fabric];
+    let benches = if bench.benches.is_empty() {
+        all.to_vec()
+    } else {
+        bench.benches.clone()
+    };
+    let mut ok = true;
+    let mut out = std::io::stdout().lock();
+    for name in benches {
+        let figures = match name {
+            Name::QosSmoke => qos_smoke::measure()?,
+            Name::Fabric => fabric::measure()?,
+        };
+        for figure in figures {
+            ok &= figure.ok();
+            let (ratio, goal) = (figure.ratio(), figure.goal_text());
+            if bench.json {
+                let object = json!({
+                    "bench": figure.bench, "case": figure.case, "value": figure.value, "unit": figure.unit,
+                    "reference": figure.reference, "ratio": ratio, "goal": goal, "ok": figure.ok(),
+                });
+                writeln!(out, "{object}")?;
+            } else {
+                let Figure {
+                    bench,
+                    case,
+                    value,
+                    unit,
+                    reference,
+                    ..
+                } = &figure;
+                let verdict = if figure.ok() { "ok" } else { "MISSED" };
+                writeln!(
+                    out,
+                    "{bench:<10} {case:<28} {value:>10.2} of {reference:>10.2} {unit:<6} ratio {ratio:>6.3} goal {goal:<12} {verdict}"
+                )?;
+            }
+        }
+    }
+    Ok(if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Chores are built fast, figures come from optimised code: builds and runs this task again.
+fn run_optimised(bench: &Bench) -> Result<ExitCode> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root()?);
+    command.args([
+        "run",
+        "--quiet",
+        "--release",
+        "--locked",
+        "--package",
+        "xtask",
+        "--",
+        "bench",
+        "--optimised",
+    ]);
+    if bench.json {
+        command.arg("--json");
+    }
+    for name in &bench.benches {
+        let value = clap::ValueEnum::to_possible_value(name).context("bench has no name")?;
+        command.arg(value.get_name());
+    }
+    let status = command.status().context("cannot run cargo")?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,68 @@
+//! Every chore of this repository: `cargo xtask --help`.
+//!
+//! One file a task. Each says what it needs and fails with the command that repairs it.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; `guest COMMAND` passes on the command's.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod check;
+mod demo;
+mod guest;
+mod setup;
+mod test;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Chores of Orimono",
+    disable_version_flag = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Says which Debian packages are missing and installs them
+    Setup(setup::Setup),
+    /// Two guests send frames and SCSI commands over one fabric link, and what came of it
+    Demo(demo::Demo),
+    /// Runs the test suites
+    Test(test::Test),
+    /// Formatting, lints, layering, tidy and documentation
+    Check(check::Check),
+    /// Prints figures as ratios to a reference of the same run
+    Bench(bench::Bench),
+    /// Boots one guest and runs a command in it, or hands over a shell
+    Guest(guest::Guest),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Setup(task) => setup::run(&task),
+        Task::Demo(task) => demo::run(&task),
+        Task::Test(task) => test::run(&task),
+        Task::Check(task) => check::run(&task),
+        Task::Bench(task) => bench::run(&task),
+        Task::Guest(task) => guest::run(&task),
+    };
+    result.unwrap_or_else(|error| {
+        say(&format!("error: {error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+/// Writes a line about what is being done, apart from what a task prints as its result.
+fn say(line: &str) {
+    // With standard error closed there is nobody to tell.
+    drop(writeln!(io::stderr(), "{line}"));
+}

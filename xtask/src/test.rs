@@ -1,0 +1,155 @@
+//! `cargo xtask test`: every suite, or the ones that are named.
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use orimono_qemu::{GuestImage, image};
+
+use crate::check::root;
+use crate::{say, setup};
+
+/// Runs the test suites; installs what they need first, after saying so.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Test {
+    /// The suites to run; all of them when none is named
+    #[arg(value_enum)]
+    suites: Vec<Suite>,
+    /// Also the slow cases
+    #[arg(long)]
+    full: bool,
+    /// Only tests whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Suite {
+    /// Beside the code of every crate, and the front end without QEMU
+    Unit,
+    /// Whole fabrics in virtual time
+    Simulation,
+    /// Host agent and director in network namespaces, no guest
+    Netns,
+    /// Real QEMU guests
+    Guest,
+}
+
+impl Suite {
+    const ALL: [Self; 4] = [Self::Unit, Self::Simulation, Self::Netns, Self::Guest];
+
+    /// What belongs to the suite, as arguments of one or more runs of `cargo test`.
+    ///
+    /// The test files of the package `tests` are named after their suite.
+    fn runs(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Unit => &[
+                &["--workspace", "--exclude", "orimono-tests"],
+                &[
+                    "--package",
+                    "orimono-tests",
+                    "--lib",
+                    "--test",
+                    "front_end*",
+                ],
+            ],
+            Self::Simulation => &[&["--package", "orimono-tests", "--test", "simulation*"]],
+            Self::Netns => &[&["--package", "orimono-tests", "--test", "netns*"]],
+            // One guest at a time: two already keep two cores busy.
+            Self::Guest => &[
+                &[
+                    "--package",
+                    "orimono-qemu",
+                    "--features",
+                    "guest-tests",
+                    "--test",
+                    "boot",
+                    "--",
+                    "--test-threads=1",
+                ],
+                &[
+                    "--package",
+                    "orimono-tests",
+                    "--test",
+                    "guest*",
+                    "--",
+                    "--test-threads=1",
+                ],
+            ],
+        }
+    }
+
+    /// Whether it starts the real programs.
+    fn needs_programs(self) -> bool {
+        matches!(self, Self::Netns | Self::Guest)
+    }
+}
+
+pub(crate) fn run(test: &Test) -> Result<ExitCode> {
+    let suites = if test.suites.is_empty() {
+        Suite::ALL.to_vec()
+    } else {
+        test.suites.clone()
+    };
+    if suites.iter().any(|suite| suite.needs_programs()) {
+        setup::ensure_packages()?;
+        build_programs()?;
+    }
+    if suites.contains(&Suite::Guest) {
+        GuestImage::ensure_telling(&image::default_cache(), &mut say)?;
+    }
+    let mut failed = Vec::new();
+    for suite in suites {
+        let started = Instant::now();
+        let name = format!("{suite:?}").to_lowercase();
+        say(&format!("test {name}"));
+        let mut passed = true;
+        for arguments in suite.runs() {
+            passed &= cargo_test(arguments, test)?;
+        }
+        let verdict = if passed { "ok" } else { "FAILED" };
+        say(&format!(
+            "test {name}: {verdict} in {:.0} s",
+            started.elapsed().as_secs_f64()
+        ));
+        if !passed {
+            failed.push(name);
+        }
+    }
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    bail!("suites failed: {}", failed.join(", "))
+}
+
+/// Builds the programs that labs start, with cargo's own progress.
+pub(crate) fn build_programs() -> Result<()> {
+    let mut command = Command::new(env!("CARGO"));
+    command
+        .current_dir(root()?)
+        .args(["build", "--locked", "--bins"]);
+    command.args(["--package", "io-director", "--package", "host-agent"]);
+    let status = command.status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the programs do not build");
+    }
+    Ok(())
+}
+
+fn cargo_test(arguments: &[&str], test: &Test) -> Result<bool> {
+    let mut command = Command::new(env!("CARGO"));
+    command
+        .current_dir(root()?)
+        .args(["test", "--locked", "--no-fail-fast"])
+        .args(arguments);
+    if test.full {
+        command.env("ORIMONO_TEST_FULL", "1");
+    }
+    if let Some(filter) = &test.filter {
+        command
+            .args((!arguments.contains(&"--")).then_some("--"))
+            .arg(filter);
+    }
+    let status = command.status().context("cannot run cargo test")?;
+    Ok(status.success())
+}
