@@ -334,12 +334,12 @@ impl WireHeader {
     }
 
     fn checksum(&self, payload: &[u8]) -> u32 {
-        let header = self.as_bytes();
-        let covered = header
-            .get(..HEADER_BYTES - size_of::<U32>())
-            .unwrap_or(header);
-        let crc = crc32c::crc32c_append(crc32c::crc32c(covered), &[0; size_of::<U32>()]);
-        crc32c::crc32c_append(crc, payload)
+        let mut header = [0; HEADER_BYTES];
+        header.copy_from_slice(self.as_bytes());
+        if let Some(field) = header.last_chunk_mut::<{ size_of::<U32>() }>() {
+            *field = [0; size_of::<U32>()];
+        }
+        crc32c::crc32c_append(crc32c::crc32c(&header), payload)
     }
 }
 

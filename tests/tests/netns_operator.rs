@@ -110,7 +110,9 @@ fn missing_lun_file_is_named() {
 #[test]
 fn busy_tap_is_named() {
     let site = Site::new();
-    site.namespace.ip("link add orimono0 type veth peer name other0").unwrap();
+    site.namespace
+        .ip("link add orimono0 type veth peer name other0")
+        .unwrap();
     let output = site.run("io-director", ("lun1", "lun1"), &[]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");

@@ -99,7 +99,9 @@ impl World {
         let devices = (0..count).map(|index| {
             let cir = BitRate::from_bits_per_second(random.within(0..free / 3 + 1));
             free -= cir.bits_per_second();
-            let handle = scheduler.add_device(now, DeviceRate::new(cir, None).unwrap()).unwrap();
+            let handle = scheduler
+                .add_device(now, DeviceRate::new(cir, None).unwrap())
+                .unwrap();
             let consumer = match random.within(0..4) {
                 // The first always measures that the promise holds beside whatever the others do.
                 _ if index == 0 => Consumer::Prompt,
@@ -147,7 +149,9 @@ impl World {
             while let Some(event) = self.director.poll_event() {
                 match event {
                     SessionEvent::Greeted { .. } => self.director.welcome(epoch),
-                    SessionEvent::AttachRequested { device, .. } => self.director.accept(device, WINDOWS),
+                    SessionEvent::AttachRequested { device, .. } => {
+                        self.director.accept(device, WINDOWS)
+                    }
                     _ => {}
                 }
             }
@@ -167,7 +171,8 @@ impl World {
     fn offer(&mut self) {
         for (index, device) in self.devices.iter_mut().enumerate() {
             while self.scheduler.queued_bytes(device.handle).unwrap() < QUEUE_BYTES_MAX {
-                let payload_bytes = usize::try_from(self.random.within(device.frame_bytes.clone())).unwrap();
+                let payload_bytes =
+                    usize::try_from(self.random.within(device.frame_bytes.clone())).unwrap();
                 let blocks = frame::blocks(payload_bytes);
                 if self.host.may_send(device.id, [0, 0, 0, blocks]).is_err() {
                     break;
@@ -178,7 +183,9 @@ impl World {
                 device.sent += 1;
                 let bytes = u32::try_from(buffer.frame_bytes()).unwrap();
                 let item = (index, sequence, buffer);
-                self.scheduler.enqueue(self.now, device.handle, 0, bytes, item).unwrap();
+                self.scheduler
+                    .enqueue(self.now, device.handle, 0, bytes, item)
+                    .unwrap();
             }
         }
     }
@@ -195,7 +202,9 @@ impl World {
         {
             let (index, sequence, buffer) = grant.item;
             let id = self.devices[index].id;
-            let header = self.host.transmit_data(id, LANE, sequence, buffer.payload_bytes());
+            let header = self
+                .host
+                .transmit_data(id, LANE, sequence, buffer.payload_bytes());
             self.put_on_wire(&header, buffer);
         }
         while let Some((header, control)) = self.director.poll_transmit() {
@@ -204,17 +213,22 @@ impl World {
             buffer.seal(&header, true);
             self.order += 1;
             let arrival = self.now.saturating_add(self.delay);
-            self.to_host.insert((arrival, self.order), buffer.frame().to_vec());
+            self.to_host
+                .insert((arrival, self.order), buffer.frame().to_vec());
         }
     }
 
     fn put_on_wire(&mut self, header: &FrameHeader, mut buffer: FrameBuffer) {
         buffer.seal(header, true);
         let nanos = self.rate.transmission_nanos(buffer.frame_bytes() as u64);
-        self.free_at = self.free_at.max(self.now).saturating_add(Duration::from_nanos(nanos));
+        self.free_at = self
+            .free_at
+            .max(self.now)
+            .saturating_add(Duration::from_nanos(nanos));
         self.order += 1;
         let arrival = self.free_at.saturating_add(self.delay);
-        self.to_director.insert((arrival, self.order), buffer.frame().to_vec());
+        self.to_director
+            .insert((arrival, self.order), buffer.frame().to_vec());
     }
 
     fn arrive(&mut self) {
@@ -223,14 +237,30 @@ impl World {
         {
             let frame = entry.remove();
             let (header, payload) = FrameHeader::parse(&frame, true).unwrap();
-            if self.director.handle_frame(self.now, &header, payload).unwrap() {
-                let device = self.devices.iter_mut().find(|device| device.id == header.device).unwrap();
+            if self
+                .director
+                .handle_frame(self.now, &header, payload)
+                .unwrap()
+            {
+                let device = self
+                    .devices
+                    .iter_mut()
+                    .find(|device| device.id == header.device)
+                    .unwrap();
                 let number = u64::from_le_bytes(payload[..8].try_into().unwrap());
-                assert_eq!(number, device.received, "{} lost or reordered a frame", device.id);
+                assert_eq!(
+                    number, device.received,
+                    "{} lost or reordered a frame",
+                    device.id
+                );
                 device.received += 1;
                 device.received_bytes += (HEADER_BYTES + payload.len()) as u64;
                 device.held_blocks += frame::blocks(payload.len());
-                assert!(device.held_blocks <= WINDOW_BLOCKS, "{} exceeds its window", device.id);
+                assert!(
+                    device.held_blocks <= WINDOW_BLOCKS,
+                    "{} exceeds its window",
+                    device.id
+                );
                 let release_at = match device.consumer {
                     Consumer::Prompt => self.now,
                     Consumer::Late(late) => self.now.saturating_add(late),
@@ -269,9 +299,16 @@ impl World {
                 self.scheduler.next_wake(self.now),
                 self.host.poll_timeout(),
                 self.director.poll_timeout(),
-                self.devices.iter().filter_map(|device| Some(device.releases.front()?.0)).min(),
+                self.devices
+                    .iter()
+                    .filter_map(|device| Some(device.releases.front()?.0))
+                    .min(),
             ];
-            let next = next.into_iter().flatten().filter(|next| *next > self.now).min();
+            let next = next
+                .into_iter()
+                .flatten()
+                .filter(|next| *next > self.now)
+                .min();
             self.now = next.unwrap_or(end).min(end);
             self.host.handle_timeout(self.now);
             self.director.handle_timeout(self.now);
@@ -292,8 +329,14 @@ fn pump(now: MonotonicTime, from: &mut Session, to: &mut Session) {
 }
 
 fn seeds() -> Vec<u64> {
-    let one = std::env::var("ORIMONO_SEED").ok().and_then(|seed| seed.parse().ok());
-    let count = if std::env::var_os("ORIMONO_TEST_FULL").is_some() { 2000 } else { 40 };
+    let one = std::env::var("ORIMONO_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
+    let count = if std::env::var_os("ORIMONO_TEST_FULL").is_some() {
+        2000
+    } else {
+        40
+    };
     one.map_or_else(|| (0..count).collect(), |seed| vec![seed])
 }
 
@@ -304,7 +347,11 @@ fn frames_arrive_once_in_order_and_the_promise_holds_beside_stalled_devices() {
         let mut world = World::new(seed);
         let start = MonotonicTime::from_nanos(20_000_000);
         world.run_until(start);
-        let before: Vec<_> = world.devices.iter().map(|device| device.received_bytes).collect();
+        let before: Vec<_> = world
+            .devices
+            .iter()
+            .map(|device| device.received_bytes)
+            .collect();
         let span = Duration::from_millis(200);
         world.run_until(start.saturating_add(span));
         for (device, before) in world.devices.iter().zip(before) {
@@ -314,7 +361,8 @@ fn frames_arrive_once_in_order_and_the_promise_holds_beside_stalled_devices() {
                 Consumer::Prompt => {
                     // Greedy all the time: the reserved rate, less one frame at either end.
                     let bytes = device.received_bytes - before;
-                    let promised = u128::from(device.cir.bits_per_second()) * span.as_nanos() / 8_000_000_000;
+                    let promised =
+                        u128::from(device.cir.bits_per_second()) * span.as_nanos() / 8_000_000_000;
                     assert!(
                         u128::from(bytes) + 2 * 65_032 >= promised,
                         "{} got {bytes} of {promised} bytes",
@@ -342,7 +390,10 @@ fn p07_frames_of_a_session_that_died_are_never_taken_for_those_of_the_next() {
         for frame in late.values() {
             let (header, payload) = FrameHeader::parse(frame, true).unwrap();
             // The first closes the session, which then takes nothing more.
-            assert_ne!(world.director.handle_frame(world.now, &header, payload), Ok(true));
+            assert_ne!(
+                world.director.handle_frame(world.now, &header, payload),
+                Ok(true)
+            );
         }
     }
 }

@@ -1,11 +1,10 @@
 //! `orimono-vhba`: one vHBA as a program of its own, by QEMU's conventions for back ends.
 
-
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
 use backend_program::{Common, Device};
+use clap::Parser;
 use vhba_backend::{VhbaConfig, VhbaDevice, windows};
 
 /// Serves one virtual HBA to QEMU over the fabric.

@@ -1,12 +1,11 @@
 //! `orimono-vnic`: one vNIC as a program of its own, by QEMU's conventions for back ends.
 
-
 use std::process::ExitCode;
 
 use anyhow::Result;
+use backend_program::{Common, Device};
 use clap::Parser;
 use fabric_payload::ethernet::Offloads;
-use backend_program::{Common, Device};
 use vnic_backend::{VnicConfig, VnicDevice, windows};
 
 /// Serves one virtual NIC to QEMU over the fabric.

@@ -48,6 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "fabric-payload",
             "fabric-transport",
             "vhost-user-session",
+            "backend-program",
         ],
     ),
     (
@@ -65,6 +66,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "host-agent",
         &[
             "qos",
+            "fabric-payload",
             "fabric-transport",
             "fabric-config",
             "vnic-backend",

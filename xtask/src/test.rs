@@ -129,6 +129,10 @@ pub(crate) fn build_programs() -> Result<()> {
         .current_dir(root()?)
         .args(["build", "--locked", "--bins"]);
     command.args(["--package", "io-director", "--package", "host-agent"]);
+    if !cfg!(debug_assertions) {
+        // Labs start the programs that stand beside this one.
+        command.arg("--release");
+    }
     let status = command.status().context("cannot run cargo")?;
     if !status.success() {
         bail!("the programs do not build");

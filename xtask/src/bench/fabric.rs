@@ -10,7 +10,7 @@ use anyhow::Result;
 use qos::{BitRate, DeviceRate, LinkBudget};
 
 use super::Figure;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Sender};
 
 const SLICE: Duration = Duration::from_millis(400);
 const ROUNDS: usize = 7;
@@ -45,24 +45,33 @@ fn lanes(payload_bytes: usize) -> Result<f64> {
     let budget = LinkBudget::new("bench link", BitRate::from_bits_per_second(400_000_000_000));
     let lanes = Lanes::start(&budget, &[DeviceRate::best_effort(); DEVICES])?;
     let stop = AtomicBool::new(false);
-    let rate = std::thread::scope(|scope| {
+    let rate = std::thread::scope(|scope| -> Result<f64> {
         // One thread feeds all, as one ring's thread would: two cores are for the two ends.
         let (senders, feeding) = (&lanes.senders, &stop);
-        scope.spawn(move || {
+        let feed = std::thread::Builder::new().name("bench-feed".to_owned());
+        feed.spawn_scoped(scope, move || {
             while !feeding.load(Ordering::Relaxed) {
+                let room = Sender::rooms(senders);
+                let mut queued = None;
                 for sender in senders {
-                    sender.send_batch(payload_bytes);
+                    queued = sender.queue_batch(payload_bytes).or(queued);
+                }
+                // All share one link: whoever flushes, flushes for all.
+                match queued {
+                    Some(lanes) => lanes.flush(),
+                    // As a ring's thread does: it sleeps until a lane has room again.
+                    None => Sender::wait_room(senders, room),
                 }
             }
-        });
+        })?;
         std::thread::sleep(SLICE / 4);
         let (before, started) = (lanes.bytes().iter().sum::<u64>(), Instant::now());
         std::thread::sleep(SLICE);
         let bytes = lanes.bytes().iter().sum::<u64>() - before;
         let rate = gigabits(bytes, started.elapsed());
         stop.store(true, Ordering::Relaxed);
-        rate
-    });
+        Ok(rate)
+    })?;
     Ok(rate)
 }
 

@@ -17,11 +17,17 @@ use fabric_transport::{
 };
 use qos::{DeviceRate, LinkBudget};
 
+/// What the frames carry.
+static PAYLOAD: [u8; 68 * 1024] = [0x5a; 68 * 1024];
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A device of the sending end.
 #[derive(Default)]
 pub(super) struct Sender {
+    told: AtomicU64,
+    /// Of all senders of a run.
+    waker: Arc<(Mutex<()>, Condvar)>,
     state: Mutex<(Option<LaneSet>, u64)>,
     changed: Condvar,
 }
@@ -40,18 +46,45 @@ impl Sender {
         }
     }
 
-    /// Sends one batch, if the lane takes it. False if it is blocked or gone.
-    pub(super) fn send_batch(&self, payload_bytes: usize) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(lanes) = state.0.clone() else {
-            return false;
+    /// How often each sender was told that it has room.
+    pub(super) fn rooms(senders: &[Arc<Self>]) -> u64 {
+        senders
+            .iter()
+            .map(|sender| sender.told.load(Ordering::SeqCst))
+            .sum()
+    }
+
+    /// Waits until one of them is told so again.
+    pub(super) fn wait_room(senders: &[Arc<Self>], before: u64) {
+        let Some(waker) = senders.first().map(|sender| &sender.waker) else {
+            return;
         };
+        let mut guard = waker.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let patience = Duration::from_millis(50);
+        while Self::rooms(senders) == before {
+            let (next, timeout) = waker
+                .1
+                .wait_timeout(guard, patience)
+                .unwrap_or_else(PoisonError::into_inner);
+            guard = next;
+            if timeout.timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// Queues one batch, if the lane takes it; returns the lanes, to be flushed.
+    pub(super) fn queue_batch(&self, payload_bytes: usize) -> Option<LaneSet> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let lanes = state.0.clone()?;
         drop(state);
-        let frame = || (VirtualLane::Network, FrameBuffer::zeroed(payload_bytes));
+        // Copied, as a ring's thread copies it from guest memory.
+        let payload = PAYLOAD.get(..payload_bytes).unwrap_or_default();
+        let frame = || (VirtualLane::Network, FrameBuffer::from_payload(payload));
         let mut frames = std::iter::repeat_with(frame)
             .take(batch(payload_bytes))
             .collect();
-        lanes.try_send(&mut frames).is_ok()
+        lanes.queue(&mut frames).ok().map(|()| lanes)
     }
 
     /// Sends frames of `payload_bytes` as fast as they are taken, until `stop`.
@@ -95,6 +128,9 @@ impl LaneClient for Sender {
     }
     fn writable(&self) {
         self.change(|state| state.1 += 1);
+        self.told.fetch_add(1, Ordering::SeqCst);
+        drop(self.waker.0.lock());
+        self.waker.1.notify_all();
     }
     fn down(&self, _: u16) {
         self.change(|state| state.0 = None);
@@ -154,7 +190,16 @@ pub(super) struct Lanes {
 impl Lanes {
     /// Joins two ends by TCP; every device sends at most at its rate on a link of `budget`.
     pub(super) fn start(budget: &LinkBudget, rates: &[DeviceRate]) -> Result<Self> {
-        let senders: Vec<_> = rates.iter().map(|_| Arc::new(Sender::default())).collect();
+        let waker: Arc<(Mutex<()>, Condvar)> = Arc::default();
+        let senders: Vec<_> = rates
+            .iter()
+            .map(|_| {
+                Arc::new(Sender {
+                    waker: waker.clone(),
+                    ..Sender::default()
+                })
+            })
+            .collect();
         let counters: Vec<_> = rates.iter().map(|_| Arc::new(Counter::default())).collect();
         let listener = Listener::bind(&"tcp:127.0.0.1:0".parse()?)?;
         let near = connect(&listener.address()?, PATIENCE)?;

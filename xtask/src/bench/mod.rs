@@ -4,6 +4,7 @@
 mod fabric;
 mod lanes;
 mod qos_smoke;
+mod slow_consumer;
 
 use std::io::Write;
 use std::process::{Command, ExitCode};
@@ -31,6 +32,8 @@ pub(crate) struct Bench {
 enum Name {
     /// Two devices saturate a shared 400 Mb/s TCP link: each gets its CIR
     QosSmoke,
+    /// A guest without receive buffers and a LUN that answers after 5 s: what the others notice
+    SlowConsumer,
     /// Lanes, credits, scheduler and CRC32C against plain writes on the same loopback TCP
     Fabric,
 }
@@ -71,7 +74,7 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
     if !bench.optimised {
         return run_optimised(bench);
     }
-    let all = [Name::QosSmoke, Name::Fabric];
+    let all = [Name::QosSmoke, Name::SlowConsumer, Name::Fabric];
     let benches = if bench.benches.is_empty() {
         all.to_vec()
     } else {
@@ -82,6 +85,7 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
     for name in benches {
         let figures = match name {
             Name::QosSmoke => qos_smoke::measure()?,
+            Name::SlowConsumer => slow_consumer::measure()?,
             Name::Fabric => fabric::measure()?,
         };
         for figure in figures {
@@ -105,7 +109,7 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
                 let verdict = if figure.ok() { "ok" } else { "MISSED" };
                 writeln!(
                     out,
-                    "{bench:<10} {case:<28} {value:>10.2} of {reference:>10.2} {unit:<6} ratio {ratio:>6.3} goal {goal:<12} {verdict}"
+                    "{bench:<13} {case:<28} {value:>10.2} of {reference:>10.2} {unit:<6} ratio {ratio:>6.3} goal {goal:<12} {verdict}"
                 )?;
             }
         }
