@@ -14,9 +14,10 @@ use crate::frame::DeviceId;
 use crate::link::{Link, LinkAddress, Listener, ring};
 use crate::session::CloseReason;
 
-/// Sessions of one acceptor at most, greeted or not: a peer that opens more is turned away.
+/// Sessions of one address at most, greeted or not: a peer that opens more is turned away.
 pub const SESSIONS_MAX: usize = 256;
-/// Sessions that have not greeted yet at most; a greeting has a deadline.
+/// Sessions of one address that have not greeted yet at most. One more ends the oldest of them, so
+/// that silent connections cannot keep a host out.
 pub const GREETINGS_MAX: usize = 32;
 
 /// Makes the configuration of an endpoint once a link is there.
@@ -32,8 +33,9 @@ struct Shared {
 
 #[derive(Default)]
 struct Sessions {
-    /// By the address of the endpoint; true once it has greeted.
-    endpoints: HashMap<usize, (Arc<Endpoint>, bool)>,
+    /// By the address of the endpoint; with the number of its arrival until it has greeted.
+    endpoints: HashMap<usize, (Arc<Endpoint>, Option<u64>)>,
+    arrivals: u64,
     stopped: bool,
 }
 
@@ -153,22 +155,33 @@ fn accept_loop(listener: &Listener, config: &ConfigFactory, shared: &Arc<Shared>
 
 fn admit(shared: &Arc<Shared>, config: EndpointConfig, link: Link) {
     let mut sessions = shared.lock();
-    let greetings = sessions
-        .endpoints
-        .values()
-        .filter(|(_, greeted)| !greeted)
-        .count();
-    if sessions.endpoints.len() >= SESSIONS_MAX || greetings >= GREETINGS_MAX {
+    if sessions.endpoints.len() >= SESSIONS_MAX {
         drop(sessions);
         tracing::warn!(link = link.peer, "session turned away: too many are open");
         return;
     }
+    let silent = sessions
+        .endpoints
+        .values()
+        .filter(|(_, arrival)| arrival.is_some());
+    let oldest = (silent.clone().count() >= GREETINGS_MAX)
+        .then(|| silent.min_by_key(|(_, arrival)| *arrival))
+        .flatten()
+        .map(|(endpoint, _)| endpoint.clone());
     let directory = Arc::new(AcceptorDirectory(shared.clone()));
     match Endpoint::start(config, link, directory, "fabric-director") {
         Ok((endpoint, _detached)) => {
-            sessions.endpoints.insert(key(&endpoint), (endpoint, false));
+            let arrival = sessions.arrivals;
+            sessions.arrivals += 1;
+            sessions
+                .endpoints
+                .insert(key(&endpoint), (endpoint, Some(arrival)));
         }
         Err(error) => tracing::warn!(%error, "session cannot be started"),
+    }
+    drop(sessions);
+    if let Some(oldest) = oldest {
+        oldest.close("too many connections have not greeted");
     }
 }
 
@@ -185,8 +198,8 @@ impl Directory for AcceptorDirectory {
         if sessions.stopped {
             return Err("director stops".to_owned());
         }
-        if let Some((_, greeted)) = sessions.endpoints.get_mut(&key(endpoint)) {
-            *greeted = true;
+        if let Some((_, arrival)) = sessions.endpoints.get_mut(&key(endpoint)) {
+            *arrival = None;
         }
         drop(sessions);
         self.0.directory.greeted(endpoint, host, instance)
@@ -343,18 +356,20 @@ mod tests {
     }
 
     #[test]
-    fn p08_silent_connections_are_bounded() {
+    fn p08_silent_connections_are_bounded_and_keep_nobody_out() {
         let acceptor = acceptor(&"tcp:127.0.0.1:0".parse().unwrap(), &Reporter::new().0);
         let LinkAddress::Tcp(address) = acceptor.address() else {
             panic!("tcp")
         };
         let connect = || std::net::TcpStream::connect(address).unwrap();
-        let silent: Vec<_> = std::iter::repeat_with(connect)
-            .take(GREETINGS_MAX)
+        let mut silent: Vec<_> = std::iter::repeat_with(connect)
+            .take(GREETINGS_MAX + 1)
             .collect();
-        let mut turned_away = connect();
-        turned_away.set_read_timeout(Some(PATIENCE)).unwrap();
-        assert_eq!(turned_away.read(&mut [0; 1]).unwrap(), 0);
+        // The oldest makes room for the newest; it is told why before it is closed.
+        let mut last_words = Vec::new();
+        silent[0].set_read_timeout(Some(PATIENCE)).unwrap();
+        silent[0].read_to_end(&mut last_words).unwrap();
+        assert!(String::from_utf8_lossy(&last_words).contains("have not greeted"));
         drop(silent);
     }
 }

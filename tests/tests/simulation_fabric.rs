@@ -1,6 +1,10 @@
 //! Whole fabrics in virtual time: sessions, schedulers and a link with rate and delay. One seed is
 //! one world; a failing test names its seed, and `ORIMONO_SEED` runs that world alone.
 #![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "an index out of range is a failed test"
+)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -34,8 +34,11 @@ pub(crate) struct Demo {
 
 /// Rate of the fabric link, low enough that emulated guests can fill it.
 const LINK: &str = "200M";
-/// What the vNIC `vn02.vm1` is promised, and at most gets, while `vn01.vm2` floods.
-const RESERVED_MEGABITS: f64 = 80.0;
+/// What the vNIC `vn02.vm1` is promised while `vn01.vm2` floods.
+const RESERVED_MEGABITS: f64 = 60.0;
+/// What it gets at most. Above the promise: an emulated guest on a busy machine pauses for longer
+/// than a burst allows to make up for.
+const PEAK_MEGABITS: f64 = 100.0;
 /// Bytes that fio writes and verifies on each disk.
 const FIO_BYTES: &str = "8m";
 const VMS: [&str; 2] = ["vm1", "vm2"];
@@ -76,9 +79,7 @@ offloads = false
     );
     for vm in [1, 2] {
         let reserved = if vm == 1 {
-            format!(
-                "ingress = {{ cir = \"{RESERVED_MEGABITS}M\", pir = \"{RESERVED_MEGABITS}M\" }}\n"
-            )
+            format!("ingress = {{ cir = \"{RESERVED_MEGABITS}M\", pir = \"{PEAK_MEGABITS}M\" }}\n")
         } else {
             String::new()
         };
@@ -147,6 +148,7 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
     disks(&guests, &mut table)?;
     reservation(&guests, &mut table)?;
     report(&table);
+    let missed = table.iter().any(|[_, _, verdict]| verdict == "MISSED");
     say(&format!(
         "done in {:.0} s (after {:.0} s of preparing and building)",
         built.elapsed().as_secs_f64(),
@@ -155,7 +157,11 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
     if demo.keep {
         keep(&lab, guests)?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if missed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn prepare_ports(lab: &Lab) -> Result<()> {
@@ -306,16 +312,13 @@ fn reservation(guests: &[Guest], table: &mut Vec<Row>) -> Result<()> {
     let report = lab::succeeded("iperf3", &vm2.wait(flood, lab::PATIENCE)?)?;
     let flooded = received_megabits(&report)?;
     // TCP payload: 1,448 of the 1,558 bytes that a full frame is charged with on the fabric.
-    let promised = RESERVED_MEGABITS * 1448.0 / 1558.0;
-    let share = held / promised;
-    let verdict = if (0.95..=1.05).contains(&share) {
-        "held"
-    } else {
-        "MISSED"
-    };
+    let payload = |megabits: f64| megabits * 1448.0 / 1558.0;
+    let (promised, peak) = (payload(RESERVED_MEGABITS), payload(PEAK_MEGABITS));
+    let kept = (0.95 * promised..=1.05 * peak).contains(&held);
+    let verdict = if kept { "held" } else { "MISSED" };
     table.push(row(
         "reserved vn02.vm1",
-        format!("{held:.0} Mb/s of {promised:.0} promised"),
+        format!("{held:.0} Mb/s, {promised:.0} promised, {peak:.0} at most"),
         verdict,
     ));
     table.push(row(
