@@ -128,7 +128,9 @@ pub(crate) fn build_programs() -> Result<()> {
     command
         .current_dir(root()?)
         .args(["build", "--locked", "--bins"]);
-    command.args(["--package", "io-director", "--package", "host-agent"]);
+    for package in ["io-director", "host-agent", "vnic-backend", "vhba-backend"] {
+        command.args(["--package", package]);
+    }
     if !cfg!(debug_assertions) {
         // Labs start the programs that stand beside this one.
         command.arg("--release");

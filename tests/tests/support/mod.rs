@@ -21,7 +21,7 @@ use vhost_user_session::{Session, SessionConfig, SessionHandle, SocketSource, Vi
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The number of the only device.
-pub const DEVICE: DeviceId = DeviceId(0x2a);
+pub(crate) const DEVICE: DeviceId = DeviceId(0x2a);
 
 /// Something that is waited for.
 #[derive(Default)]
@@ -128,7 +128,7 @@ impl Directory for OneDevice {
 }
 
 /// A fabric session with one device attached.
-pub struct Fabric {
+pub(crate) struct Fabric {
     host: Arc<Host>,
     director: Arc<Director>,
     endpoints: [Arc<Endpoint>; 2],
@@ -137,7 +137,7 @@ pub struct Fabric {
 
 impl Fabric {
     /// Brings a session up and attaches `client`; `director_windows` is what the director takes.
-    pub fn up(
+    pub(crate) fn up(
         epoch: u16,
         client: Arc<dyn LaneClient>,
         host_windows: Windows,
@@ -191,22 +191,22 @@ impl Fabric {
     }
 
     /// The next frame that the director received.
-    pub fn receive(&self) -> (VirtualLane, Vec<u8>) {
+    pub(crate) fn receive(&self) -> (VirtualLane, Vec<u8>) {
         self.director.received.wait("a frame", VecDeque::pop_front)
     }
 
     /// Frames that the director received and the test did not take yet.
-    pub fn received_untaken(&self) -> usize {
+    pub(crate) fn received_untaken(&self) -> usize {
         self.director.received.value.lock().unwrap().len()
     }
 
     /// Sends one frame from the director.
-    pub fn send(&self, lane: VirtualLane, payload: &[u8]) {
+    pub(crate) fn send(&self, lane: VirtualLane, payload: &[u8]) {
         self.send_all([(lane, payload.to_vec())]);
     }
 
     /// Sends frames from the director as one batch.
-    pub fn send_all(&self, frames: impl IntoIterator<Item = (VirtualLane, Vec<u8>)>) {
+    pub(crate) fn send_all(&self, frames: impl IntoIterator<Item = (VirtualLane, Vec<u8>)>) {
         let frames = frames.into_iter();
         let mut frames: Vec<_> = frames
             .map(|(lane, payload)| (lane, FrameBuffer::from_payload(&payload)))
@@ -216,12 +216,12 @@ impl Fabric {
     }
 
     /// From now on the director keeps the credit of what it receives.
-    pub fn hold(&self) {
+    pub(crate) fn hold(&self) {
         self.director.holds.store(true, Ordering::SeqCst);
     }
 
     /// Gives all credit back, and keeps none from now on.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         self.director.holds.store(false, Ordering::SeqCst);
         let lanes = self.director.lanes.value.lock().unwrap().clone().unwrap();
         for (lane, payload_bytes) in self.director.held.lock().unwrap().drain(..) {
@@ -230,7 +230,7 @@ impl Fabric {
     }
 
     /// Ends the session, as the director's end would; returns when the device knows.
-    pub fn down(self) {
+    pub(crate) fn down(self) {
         let [_, director] = &self.endpoints;
         director.close("test ends it");
         for thread in self.threads {
@@ -241,15 +241,15 @@ impl Fabric {
 }
 
 /// A vhost-user session of a device; it ends when dropped.
-pub struct Served {
+pub(crate) struct Served {
     _session: SessionHandle,
     /// Where front-ends connect.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     _directory: tempfile::TempDir,
 }
 
 /// Serves `device` on a socket of its own.
-pub fn serve(device: Arc<dyn VirtioDevice>) -> Served {
+pub(crate) fn serve(device: Arc<dyn VirtioDevice>) -> Served {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let session = Session::start(device, SessionConfig::new(SocketSource::path(&path))).unwrap();
@@ -261,7 +261,7 @@ pub fn serve(device: Arc<dyn VirtioDevice>) -> Served {
 }
 
 /// Waits until `ready` says so, for what nothing announces.
-pub fn until(what: &str, mut ready: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut ready: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !ready() {
         assert!(Instant::now() < end, "{what} did not happen in time");

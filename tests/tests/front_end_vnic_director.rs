@@ -6,28 +6,13 @@
     reason = "a failed expectation is a failed test"
 )]
 
-#[path = "../../tests/src/front_end/mod.rs"]
-#[expect(clippy::allow_attributes, reason = "the next line has no other form")]
-#[allow(
-    unfulfilled_lint_expectations,
-    reason = "its lints are those of a library"
-)]
-#[expect(
-    dead_code,
-    unreachable_pub,
-    unused_imports,
-    reason = "shared with other suites"
-)]
-mod front_end;
-#[path = "../../vhba-backend/tests/support/mod.rs"]
-#[expect(unreachable_pub, reason = "shared with the suite of the vHBA")]
 mod support;
 
 use std::sync::Arc;
 
 use fabric_payload::ethernet::Offloads;
 use fabric_transport::VirtualLane::Network;
-use front_end::{Buffer, Guest, GuestOptions, Used};
+use orimono_tests::front_end::{Buffer, Guest, GuestOptions, Used};
 use support::{DEVICE, Fabric, Served, serve, until};
 use vnic_backend::{ReceiveDrop, TransmitDrop, VnicConfig, VnicDevice, VnicStatistics, windows};
 

@@ -6,20 +6,6 @@
     reason = "a failed expectation is a failed test"
 )]
 
-#[path = "../../tests/src/front_end/mod.rs"]
-#[expect(clippy::allow_attributes, reason = "the next line has no other form")]
-#[allow(
-    unfulfilled_lint_expectations,
-    reason = "its lints are those of a library"
-)]
-#[expect(
-    dead_code,
-    unreachable_pub,
-    unused_imports,
-    reason = "shared with other suites"
-)]
-mod front_end;
-#[expect(unreachable_pub, reason = "shared with other suites")]
 mod support;
 
 use std::sync::Arc;
@@ -28,7 +14,7 @@ use fabric_payload::scsi::{
     self, Data, Event, InformationUnit, ServiceResponse, Status, Tag, TaskFunction, TaskResponse,
 };
 use fabric_transport::VirtualLane::{StorageCommand, StorageData, TaskManagement};
-use front_end::{Buffer, Guest, GuestOptions, Used};
+use orimono_tests::front_end::{Buffer, Guest, GuestOptions, Used};
 use support::{DEVICE, Fabric, Served, serve};
 use vhba_backend::{VhbaConfig, VhbaDevice, windows};
 

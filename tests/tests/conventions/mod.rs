@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,14 @@ use nix::unistd::Pid;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A program and the options of its own that it cannot do without.
-pub struct Program {
-    pub path: &'static str,
-    pub options: &'static [&'static str],
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
+    pub(crate) options: &'static [&'static str],
 }
 
 impl Program {
     fn command(&self) -> Command {
-        let mut command = Command::new(self.path);
+        let mut command = Command::new(&self.path);
         // A director that does not exist: the guest's side must work without.
         command.args([
             "--director",
@@ -40,8 +40,8 @@ impl Program {
     }
 
     /// `--print-capabilities` wins over everything else.
-    pub fn prints_capabilities(&self, expected: &str) {
-        let mut command = Command::new(self.path);
+    pub(crate) fn prints_capabilities(&self, expected: &str) {
+        let mut command = Command::new(&self.path);
         let output = command
             .args(["--nonsense", "--fd=x", "--print-capabilities"])
             .output()
@@ -51,7 +51,7 @@ impl Program {
     }
 
     /// Wrong usage is told with exit code 2, a missing resource in one line with exit code 1.
-    pub fn refuses_what_it_cannot_do(&self) {
+    pub(crate) fn refuses_what_it_cannot_do(&self) {
         for wrong in [
             &[][..],
             &["--socket-path", "/tmp/x", "--fd", "3"],
@@ -68,7 +68,7 @@ impl Program {
     }
 
     /// SIGTERM ends the program with exit code 0 and without its socket file, guest or no guest.
-    pub fn ends_cleanly(&self) {
+    pub(crate) fn ends_cleanly(&self) {
         for guest in [false, true] {
             let directory = tempfile::tempdir().unwrap();
             let socket = directory.path().join("socket");
@@ -99,7 +99,7 @@ impl Program {
     }
 
     /// The program that was given its only connection ends with it.
-    pub fn ends_with_its_only_connection(&self) {
+    pub(crate) fn ends_with_its_only_connection(&self) {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("socket");
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
@@ -109,7 +109,8 @@ impl Program {
         let script = r#"exec 3<&0 </dev/null; exec "$0" "$@" --fd 3"#;
         let mut command = Command::new("/bin/sh");
         command
-            .args(["-c", script, self.path])
+            .args(["-c", script])
+            .arg(&self.path)
             .args(self.command().get_args());
         command.stdin(std::os::fd::OwnedFd::from(theirs));
         let mut child = command.spawn().unwrap();
