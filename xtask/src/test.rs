@@ -40,42 +40,18 @@ impl Suite {
 
     /// What belongs to the suite, as arguments of one or more runs of `cargo test`.
     ///
-    /// The test files of the package `tests` are named after their suite.
+    /// The test files of the package `tests` are named after their suite. All runs select the
+    /// whole workspace, so that cargo resolves features, and builds dependencies, only once.
     fn runs(self) -> &'static [&'static [&'static str]] {
         match self {
             Self::Unit => &[
                 &["--workspace", "--exclude", "orimono-tests"],
-                &[
-                    "--package",
-                    "orimono-tests",
-                    "--lib",
-                    "--test",
-                    "front_end*",
-                ],
+                &["--workspace", "--test", "front_end*"],
             ],
-            Self::Simulation => &[&["--package", "orimono-tests", "--test", "simulation*"]],
-            Self::Netns => &[&["--package", "orimono-tests", "--test", "netns*"]],
+            Self::Simulation => &[&["--workspace", "--test", "simulation*"]],
+            Self::Netns => &[&["--workspace", "--test", "netns*"]],
             // One guest at a time: two already keep two cores busy.
-            Self::Guest => &[
-                &[
-                    "--package",
-                    "orimono-qemu",
-                    "--features",
-                    "guest-tests",
-                    "--test",
-                    "boot",
-                    "--",
-                    "--test-threads=1",
-                ],
-                &[
-                    "--package",
-                    "orimono-tests",
-                    "--test",
-                    "guest*",
-                    "--",
-                    "--test-threads=1",
-                ],
-            ],
+            Self::Guest => &[&["--workspace", "--test", "guest*", "--", "--test-threads=1"]],
         }
     }
 
@@ -127,10 +103,7 @@ pub(crate) fn build_programs() -> Result<()> {
     let mut command = Command::new(env!("CARGO"));
     command
         .current_dir(root()?)
-        .args(["build", "--locked", "--bins"]);
-    for package in ["io-director", "host-agent", "vnic-backend", "vhba-backend"] {
-        command.args(["--package", package]);
-    }
+        .args(["build", "--locked", "--workspace", "--bins"]);
     if !cfg!(debug_assertions) {
         // Labs start the programs that stand beside this one.
         command.arg("--release");

@@ -1,4 +1,4 @@
-//! Boots real guests under TCG: `cargo test -p orimono-qemu --features guest-tests`.
+//! The guest itself, under TCG and without our devices: commands, output, signals, power.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test's helper fails as a test does")]
