@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -155,7 +156,7 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
         (built - started).as_secs_f64()
     ));
     if demo.keep {
-        keep(&lab, guests)?;
+        keep(&lab, &guests)?;
     }
     Ok(if missed {
         ExitCode::FAILURE
@@ -184,6 +185,12 @@ fn boot(lab: &Lab) -> Result<Vec<Guest>> {
         lab::address(guest, 1, &format!("10.2.0.{}/24", 10 + number))?;
     }
     Ok(guests)
+}
+
+/// What a lab that is kept waits for.
+enum Event {
+    Line(String),
+    End,
 }
 
 /// A line of the closing table.
@@ -344,7 +351,7 @@ fn report(table: &[Row]) {
     }
 }
 
-fn keep(lab: &Lab, guests: Vec<Guest>) -> Result<()> {
+fn keep(lab: &Lab, guests: &[Guest]) -> Result<()> {
     let pid = lab
         .agents
         .iter()
@@ -364,8 +371,37 @@ fn keep(lab: &Lab, guests: Vec<Guest>) -> Result<()> {
             guest.folder().join("serial.log").display()
         ));
     }
-    say("press Ctrl-C to end it");
+    say("type `vm1 COMMAND` or `vm2 COMMAND` to run it in a guest; press Ctrl-C to end the lab");
+    let (sender, events) = mpsc::channel();
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("signals cannot be taken")?;
-    signals.forever().next();
+    let signalled = sender.clone();
+    std::thread::spawn(move || {
+        signals.forever().next();
+        // Nobody listens any more if the lab is ending already.
+        drop(signalled.send(Event::End));
+    });
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if sender.send(Event::Line(line)).is_err() {
+                return;
+            }
+        }
+    });
+    while let Ok(Event::Line(line)) = events.recv() {
+        let Some((vm, command)) = line.trim().split_once(' ') else {
+            continue;
+        };
+        match VMS
+            .iter()
+            .position(|known| *known == vm)
+            .and_then(|index| guests.get(index))
+        {
+            Some(guest) => match guest.run(command, lab::PATIENCE) {
+                Ok(output) => say(&(output.stdout_text() + &output.stderr_text())),
+                Err(error) => say(&format!("{vm}: {error}")),
+            },
+            None => say(&format!("{vm} is no guest of this lab: vm1, vm2")),
+        }
+    }
     Ok(())
 }
