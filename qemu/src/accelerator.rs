@@ -65,15 +65,23 @@ impl FromStr for AcceleratorChoice {
 }
 
 impl AcceleratorChoice {
-    /// Decides. `Auto` boots a guest once on KVM, at most 10 s, and keeps the verdict in
+    /// Decides. All but `Tcg` boot a guest once on KVM, at most 10 s, and keep the verdict in
     /// `cache` until QEMU's or the kernel's version, the host's kernel or `/dev/kvm` changes.
     ///
     /// # Errors
     ///
-    /// The verdict cannot be written to `cache`.
+    /// The verdict cannot be written to `cache`; or `Kvm` was asked for and no guest gets to its
+    /// init on it.
     pub fn resolve(self, qemu: &Qemu, image: &GuestImage, cache: &Path) -> io::Result<Accelerator> {
         match self {
-            Self::Kvm => Ok(Accelerator::Kvm),
+            Self::Kvm => match probe(qemu, image, cache)? {
+                Accelerator::Kvm => Ok(Accelerator::Kvm),
+                Accelerator::Tcg => Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "a stock kernel does not get to its init on this machine's KVM: \
+                     use --accel tcg, or auto",
+                )),
+            },
             Self::Tcg => Ok(Accelerator::Tcg),
             Self::Auto => probe(qemu, image, cache),
         }
