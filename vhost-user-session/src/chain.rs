@@ -10,19 +10,13 @@ use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
-use vm_memory::bitmap::WithBitmapSlice;
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemory as GuestMemoryAccess, Permissions, VolatileSlice,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as GuestMemoryAccess, Permissions};
 
+use crate::MemorySnapshot;
 use crate::queue::QueueInner;
-use crate::{DirtyBitmap, MemorySnapshot};
 
 /// Most descriptors of one chain, as in QEMU (`VIRTQUEUE_MAX_SIZE`).
 pub const DESCRIPTORS_MAX: usize = 1024;
-
-/// A slice of guest memory for scatter/gather I/O; writes through it are logged as dirty.
-pub type GuestSlice<'a> = VolatileSlice<'a, <DirtyBitmap as WithBitmapSlice<'a>>::S>;
 
 /// Why a chain, or an access to it, is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -45,6 +39,9 @@ pub enum ChainError {
     /// An access beyond the chain's readable or writable bytes.
     #[error("access beyond the end of the chain")]
     OutOfBounds,
+    /// The ring has ended: the guest may use the buffers for something else by now.
+    #[error("ring of the chain has been stopped")]
+    Stopped,
 }
 
 impl From<ChainError> for io::Error {
@@ -184,8 +181,10 @@ impl Chain {
     /// Copies `data` into the writable part at `offset`.
     ///
     /// # Errors
-    /// [`ChainError::OutOfBounds`] if the writable part is shorter; nothing is written then.
+    /// [`ChainError::OutOfBounds`] if the writable part is shorter, [`ChainError::Stopped`] if the
+    /// ring has ended; nothing is written then.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), ChainError> {
+        let _open = self.queue.writing().ok_or(ChainError::Stopped)?;
         let mut rest = data;
         for (address, bytes) in Pieces::new(&self.writable, offset, rest.len())? {
             let (now, later) = rest
@@ -217,32 +216,6 @@ impl Chain {
         }
     }
 
-    /// `bytes` readable bytes from `offset` as slices, for gathering I/O without a copy.
-    ///
-    /// # Errors
-    /// [`ChainError::OutOfBounds`] if the readable part is shorter.
-    pub fn readable_slices(
-        &self,
-        offset: u64,
-        bytes: usize,
-    ) -> Result<Vec<GuestSlice<'_>>, ChainError> {
-        self.slices(&self.readable, offset, bytes, Permissions::Read)
-    }
-
-    /// `bytes` writable bytes from `offset` as slices, for scattering I/O without a copy.
-    ///
-    /// What is written through raw pointers must be marked dirty on the slice's bitmap.
-    ///
-    /// # Errors
-    /// [`ChainError::OutOfBounds`] if the writable part is shorter.
-    pub fn writable_slices(
-        &self,
-        offset: u64,
-        bytes: usize,
-    ) -> Result<Vec<GuestSlice<'_>>, ChainError> {
-        self.slices(&self.writable, offset, bytes, Permissions::Write)
-    }
-
     /// Gives the chain back to the driver with `written` bytes used, and signals if it wants.
     ///
     /// Takes the queue's lock: not to be called while holding its [`QueueGuard`], use
@@ -266,24 +239,6 @@ impl Chain {
 
     pub(crate) fn belongs_to(&self, queue: &Arc<QueueInner>) -> bool {
         Arc::ptr_eq(&self.queue, queue)
-    }
-
-    fn slices(
-        &self,
-        segments: &[Segment],
-        offset: u64,
-        bytes: usize,
-        access: Permissions,
-    ) -> Result<Vec<GuestSlice<'_>>, ChainError> {
-        let mut slices = Vec::with_capacity(segments.len());
-        for (address, bytes) in Pieces::new(segments, offset, bytes)? {
-            let found = GuestMemoryAccess::get_slices(&*self.memory, address, bytes, access)
-                .map_err(|_unmapped| ChainError::OutsideMemory)?;
-            for slice in found {
-                slices.push(slice.map_err(|_unmapped| ChainError::OutsideMemory)?);
-            }
-        }
-        Ok(slices)
     }
 }
 

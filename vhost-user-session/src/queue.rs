@@ -16,7 +16,7 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use thiserror::Error as ThisError;
@@ -129,12 +129,20 @@ pub(crate) struct QueueInner {
     vring: SessionVring,
     memory: GuestMemoryAtomic<GuestMemory>,
     phase: AtomicU8,
+    /// Held for reading while guest memory is written through a chain, for writing to close.
+    writers: RwLock<()>,
     broken: AtomicBool,
     pub(crate) in_flight: InFlight,
     pub(crate) counters: Arc<QueueCounters>,
 }
 
 impl QueueInner {
+    /// Permission to write to the guest's buffers, as long as it is held; `None` once closed.
+    pub(crate) fn writing(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        let open = self.writers.read().unwrap_or_else(PoisonError::into_inner);
+        (!self.is_closed()).then_some(open)
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.phase.load(Ordering::Acquire) == Phase::Closed as u8
     }
@@ -175,6 +183,7 @@ impl Queue {
                 vring,
                 memory,
                 phase: AtomicU8::new(Phase::Running as u8),
+                writers: RwLock::default(),
                 broken: AtomicBool::new(false),
                 in_flight: InFlight::default(),
                 counters,
@@ -314,9 +323,12 @@ impl Queue {
             .store(Phase::Stopping as u8, Ordering::Release);
     }
 
-    /// Makes every handle dead; returns when nobody is inside the ring any more.
+    /// Makes every handle dead; returns when nobody is inside the ring, or writes to the guest's
+    /// buffers, any more.
     pub(crate) fn close(&self) {
         let _nobody_inside = self.inner.vring.state();
+        let writers = &self.inner.writers;
+        let _nobody_writes = writers.write().unwrap_or_else(PoisonError::into_inner);
         self.inner
             .phase
             .store(Phase::Closed as u8, Ordering::Release);

@@ -14,8 +14,8 @@ use support::{ECHO_FEATURE, Echo, Lab, Told, assert_echo, within};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost_user_session::{
-    Session, SessionConfig, SessionError, SessionState, SocketError, SocketSource, StopReason,
-    VirtioDevice,
+    ChainError, Session, SessionConfig, SessionError, SessionState, SocketError, SocketSource,
+    StopReason, VirtioDevice,
 };
 
 const EVENT_IDX: u64 = 1 << 29;
@@ -208,6 +208,28 @@ fn a_front_end_that_leaves_while_a_ring_drains_does_not_block_the_next() {
     lab.device.hold.store(false, Ordering::Relaxed);
     lab.device.held.lock().unwrap().clear();
     lab.assert_serves();
+}
+
+#[test]
+fn a_request_that_outlives_its_ring_writes_nothing_to_guest_memory() {
+    let lab = Lab::new();
+    lab.device.hold.store(true, Ordering::Relaxed);
+    let mut guest = lab.guest();
+    let target = guest.ram.allocate(64, 8).unwrap();
+    guest
+        .queue(0)
+        .unwrap()
+        .submit(&[Buffer::writable(target, 8)])
+        .unwrap();
+    guest.queue(0).unwrap().kick().unwrap();
+    lab.device.wait_held(1);
+    let write = |data: [u8; 8]| lab.device.held.lock().unwrap()[0].write_at(0, &data);
+    assert_eq!(write([1; 8]), Ok(()));
+    assert_eq!(guest.ram.read(target, 8).unwrap(), [1; 8]);
+    drop(guest);
+    lab.device.wait_told(Told::Disconnected, 1);
+    assert_eq!(write([2; 8]), Err(ChainError::Stopped));
+    lab.device.held.lock().unwrap().clear();
 }
 
 #[test]
