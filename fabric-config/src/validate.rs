@@ -521,6 +521,7 @@ impl Validator<'_> {
             pir: raw.pir.as_ref().map(bits).transpose()?,
             pbs_bytes: raw.pbs_bytes,
             weight: raw.weight,
+            ..DeviceRate::default()
         };
         let fits = rate
             .validate()

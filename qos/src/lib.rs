@@ -10,8 +10,12 @@
 //! | --- | --- |
 //! | [`time`] | the time stamp every call takes |
 //! | [`rate`] | bit rates and the rate words of a device (RFC 2698) |
+//! | [`policy`] | rate words under a name, which devices refer to |
+//! | [`profiles`] | server profiles (VMs) by name |
 //! | [`admission`] | what a link may promise, and the refusal that names what is missing |
 //! | [`scheduler`] | who sends next |
+//! | [`decision`] | why it was not sooner |
+//! | [`trace`] | what happened, written down so that it can be replayed |
 //!
 //! ```
 //! use qos::{BitRate, DeviceRate, LinkBudget, MonotonicTime, Scheduler};
@@ -30,18 +34,31 @@
 #![deny(clippy::float_arithmetic, clippy::as_conversions)]
 
 pub mod admission;
+mod calendar;
 mod clock;
+pub mod decision;
 mod device;
+mod frames;
 mod heap;
 mod link;
+mod order;
+pub mod policy;
+pub mod profiles;
 pub mod rate;
 pub mod scheduler;
+mod slots;
 pub mod time;
+pub mod trace;
+mod vm;
 
 pub use admission::{AdmissionError, Commitment, InvalidBudget, LinkBudget};
-pub use rate::{BitRate, DeviceRate, InvalidRate, ParseBitRateError};
+pub use decision::{DECISIONS_MAX, Decision, WaitCause, Waits};
+pub use policy::{Attachment, PolicyCatalog, PolicyError, PolicyKind, PolicyName, PolicySet};
+pub use profiles::Profiles;
+pub use rate::{BitRate, DeviceRate, InvalidRate, OperationLimit, ParseBitRateError, VmRate};
 pub use scheduler::{
     CLASSES_MAX, DEVICES_MAX, DeviceHandle, DeviceStatistics, Grant, GrantReason, Granted,
-    QUEUE_FRAMES_MAX, RefusalReason, Refused, Scheduler, StaleHandle,
+    QUEUE_FRAMES_MAX, RefusalReason, Refused, Scheduler, StaleHandle, VmHandle,
 };
 pub use time::MonotonicTime;
+pub use trace::{Divergence, ReplaySummary, TRACE_EVENTS_MAX, Trace};

@@ -1,5 +1,7 @@
 //! The pace of the link itself, and the time it lost.
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::RateClock;
 use crate::rate::BitRate;
 use crate::time::MonotonicTime;
@@ -15,7 +17,7 @@ const CATCH_UP_NANOS: u64 = 1_000_000;
 /// `catch_up_nanos`. What a stalled link did not carry cannot be made up for later: without this
 /// every reservation would try, and best effort would starve for many times the length of the
 /// stall.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Link {
     rate: BitRate,
     busy_until: RateClock,
@@ -63,7 +65,7 @@ impl Link {
 
     /// Frames wait since `time`, and none did before: idle time earns nothing.
     pub(crate) fn begin_backlog(&mut self, time: u64) {
-        self.busy_until.catch_up(time.into());
+        self.busy_until.catch_up(time);
     }
 
     /// Counts as lost what a caller with waiting frames cannot catch up any more.
@@ -72,7 +74,7 @@ impl Link {
         let lost = earliest.saturating_sub(self.busy_until.time());
         if lost > 0 {
             self.lost_nanos = self.lost_nanos.saturating_add(lost);
-            self.busy_until.catch_up(earliest.into());
+            self.busy_until.catch_up(earliest);
         }
     }
 
@@ -81,9 +83,11 @@ impl Link {
         (!self.rate.is_zero()).then(|| self.busy_until.time())
     }
 
-    /// Takes the time of one frame.
-    pub(crate) fn send(&mut self, bytes: u32) {
+    /// Takes the time of one frame; returns it.
+    pub(crate) fn send(&mut self, bytes: u32) -> u64 {
+        let before = self.busy_until.time();
         self.busy_until.advance(bytes, self.rate.bits_per_second());
+        self.busy_until.time().saturating_sub(before)
     }
 
     /// When the frame sent last will be out, in service time.
@@ -95,7 +99,7 @@ impl Link {
     pub(crate) fn set_rate(&mut self, rate: BitRate) {
         let (old, new) = (self.rate.bits_per_second(), rate.bits_per_second());
         if self.busy_until.time() > self.now {
-            self.busy_until.rescale(self.now.into(), old, new);
+            self.busy_until.rescale(self.now, old, new);
         }
         self.rate = rate;
         self.catch_up_nanos = catch_up_nanos(rate);

@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// Nanoseconds x bits: what one byte costs on a clock that runs at one bit per second.
 const BIT_NANOS_PER_BYTE: u128 = 8_000_000_000;
@@ -18,7 +21,10 @@ const UNITS: [(char, u64, usize); 4] = [
 ///
 /// Reads and writes as a decimal number with an optional prefix: `300M`, `2.5G`, `9600`. The
 /// written form is the shortest exact one and reads back as the same rate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
 pub struct BitRate(u64);
 
 impl BitRate {
@@ -192,19 +198,24 @@ impl FromStr for BitRate {
 /// | field | unit | meaning | 0 or `None` |
 /// | --- | --- | --- | --- |
 /// | `cir` | bit/s | committed information rate: granted whatever others do | best effort |
-/// | `cbs_bytes` | byte | committed burst size: kept and shown, see below | automatic |
+/// | `cbs_bytes` | byte | committed burst size: what `delay_max` holds for | automatic |
 /// | `pir` | bit/s | peak information rate: never exceeded beyond PBS and one frame | no peak |
 /// | `pbs_bytes` | byte | peak burst size, without effect when there is no peak | automatic |
 /// | `weight` | 1 | share of what nobody reserved, in Mb/s | automatic |
+/// | `delay_max` | time | frames within CIR and CBS leave this long after they come | `bytes / CIR` |
+/// | `operations` | 1/s | frames let go, whatever their size: the IOPS limit of a vHBA | no limit |
+/// | `unprotected` | - | need not fit on the link that survives a failure | protected |
 ///
 /// The automatic PBS is 128 KiB and 1 ms of PIR: a device whose frame waits for another one of
 /// 64 KiB, and whose caller's timer is 1 ms late, still reaches the peak rate. A smaller PBS keeps
-/// the peak more strictly and the device further below it, at worst below a CIR near the PIR. The automatic weight is the CIR in Mb/s, at least
+/// the peak more strictly and the device further below it, at worst below a CIR near the PIR. The
+/// automatic CBS is 64 KiB and 1 ms of CIR. The automatic weight is the CIR in Mb/s, at least
 /// [`DeviceRate::WEIGHT_MIN`]; so an explicit weight of 300 counts as much as a CIR of 300M.
 ///
-/// The scheduler does not bring service forward by CBS: a burst that borrows from the device's
-/// own future breaks the promises to others unless admission counts the bursts of all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// Without `delay_max` the scheduler does not bring service forward by CBS: a burst that borrows
+/// from the device's own future breaks the promises to others unless admission counts the bursts
+/// of all. With it admission does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DeviceRate {
     /// Committed information rate.
     pub cir: BitRate,
@@ -216,6 +227,37 @@ pub struct DeviceRate {
     pub pbs_bytes: u32,
     /// Weight in the division of what nobody reserved; 0 is automatic.
     pub weight: u32,
+    /// Delay bound of what stays within CIR and CBS; needs a CIR.
+    pub delay_max: Option<Duration>,
+    /// Limit of frames per second.
+    pub operations: Option<OperationLimit>,
+    /// Whether the reservation may be lost with one of two redundant links.
+    pub unprotected: bool,
+}
+
+/// At most so many frames per second, however short: what storage calls an IOPS limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OperationLimit {
+    /// Frames per second; not zero.
+    pub per_second: u32,
+    /// Frames that may leave at once after a pause; 0 is automatic: 10 ms of the limit, at least 1.
+    pub burst: u32,
+}
+
+/// What a server profile (a VM) is promised as a whole, above its devices.
+///
+/// Its devices' committed rates lie within `cir`; what they do not use of it the VM's other devices
+/// get, still as a guarantee. Fields mean what they mean for a device ([`DeviceRate`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VmRate {
+    /// Committed rate of all devices together; zero: what they reserve one by one.
+    pub cir: BitRate,
+    /// Peak rate of all devices together.
+    pub pir: Option<BitRate>,
+    /// Peak burst size; 0 is automatic.
+    pub pbs_bytes: u32,
+    /// Weight among VMs and devices without a VM; 0: the sum of the devices' weights.
+    pub weight: u32,
 }
 
 /// Bits per second that one unit of weight stands for.
@@ -223,6 +265,12 @@ const WEIGHT_UNIT: u64 = 1_000_000;
 
 /// The automatic PBS without its 1 ms of PIR: two of the frames a fabric link cuts data into.
 const PBS_AUTOMATIC_BYTES_MIN: u64 = 2 * 64 * 1024;
+
+/// The automatic CBS without its 1 ms of CIR: one such frame.
+const CBS_AUTOMATIC_BYTES_MIN: u64 = 64 * 1024;
+
+/// Binary digits that a delay bound is kept with.
+const DELAY_DIGITS: u32 = 4;
 
 impl DeviceRate {
     /// The least automatic weight, which best-effort devices get.
@@ -251,13 +299,14 @@ impl DeviceRate {
     /// Whether the fields fit together (RFC 2698 section 2).
     ///
     /// # Errors
-    /// [`InvalidRate`] when the peak is zero or below the committed rate.
+    /// [`InvalidRate`] when the peak is zero or below the committed rate, a delay bound has no
+    /// committed rate it could hold for, or no operation is allowed at all.
     pub fn validate(&self) -> Result<(), InvalidRate> {
-        match self.pir {
-            Some(BitRate::ZERO) => Err(InvalidRate::PeakIsZero),
-            Some(pir) if pir < self.cir => {
-                Err(InvalidRate::PeakBelowCommitted { cir: self.cir, pir })
-            }
+        validate_peak(self.cir, self.pir)?;
+        match (self.delay_max, self.operations) {
+            (Some(Duration::ZERO), _) => Err(InvalidRate::DelayIsZero),
+            (Some(_), _) if self.cir.is_zero() => Err(InvalidRate::DelayWithoutCommitted),
+            (_, Some(OperationLimit { per_second: 0, .. })) => Err(InvalidRate::NoOperations),
             _ => Ok(()),
         }
     }
@@ -275,16 +324,86 @@ impl DeviceRate {
 
     /// The time of `pir` that the peak bucket holds, rounded down.
     pub(crate) fn peak_burst_nanos(&self, pir: BitRate) -> u64 {
-        let bytes = if self.pbs_bytes == 0 {
-            PBS_AUTOMATIC_BYTES_MIN + pir.bits_per_second() / 8_000
-        } else {
-            u64::from(self.pbs_bytes)
-        };
-        let bit_nanos = u128::from(bytes) * BIT_NANOS_PER_BYTE;
-        let nanos = bit_nanos
-            .checked_div(u128::from(pir.bits_per_second()))
-            .unwrap_or(u128::MAX);
-        u64::try_from(nanos).unwrap_or(u64::MAX)
+        peak_burst_nanos(pir, self.pbs_bytes)
+    }
+
+    /// The committed burst, automatic or not.
+    pub(crate) fn committed_burst_bytes(&self) -> u64 {
+        match self.cbs_bytes {
+            0 => CBS_AUTOMATIC_BYTES_MIN + self.cir.bits_per_second() / 8_000,
+            bytes => bytes.into(),
+        }
+    }
+
+    /// The time of CIR that the committed bucket holds, rounded down.
+    pub(crate) fn committed_burst_nanos(&self) -> u64 {
+        nanos_of(self.committed_burst_bytes(), self.cir)
+    }
+
+    /// The delay bound that is kept: the one asked for, or up to an eighth less. So there are few
+    /// different ones, and admission need not look at every device.
+    pub(crate) fn delay_in_force(&self) -> Option<u64> {
+        let delay = u64::try_from(self.delay_max?.as_nanos()).unwrap_or(u64::MAX);
+        let digits = u64::BITS - delay.leading_zeros();
+        let rounded = digits.saturating_sub(DELAY_DIGITS);
+        Some(delay >> rounded << rounded)
+    }
+}
+
+impl VmRate {
+    /// Whether the fields fit together, with devices that reserve `devices` in all.
+    ///
+    /// # Errors
+    /// [`InvalidRate`] when the peak is zero, or below what is committed.
+    pub fn validate(&self, devices: BitRate) -> Result<(), InvalidRate> {
+        validate_peak(self.cir.max(devices), self.pir)
+    }
+
+    pub(crate) fn peak_burst_nanos(&self, pir: BitRate) -> u64 {
+        peak_burst_nanos(pir, self.pbs_bytes)
+    }
+
+    /// The weight in force in bit/s, for devices whose weights add up to `devices`.
+    pub(crate) fn weight_bits_per_second(&self, devices: u64) -> u64 {
+        match self.weight {
+            0 => devices,
+            weight => u64::from(weight) * WEIGHT_UNIT,
+        }
+    }
+}
+
+impl OperationLimit {
+    /// The burst that is kept, automatic or not.
+    pub(crate) fn burst_in_force(&self) -> u32 {
+        match self.burst {
+            0 => (self.per_second / 100).max(1),
+            burst => burst,
+        }
+    }
+}
+
+fn peak_burst_nanos(pir: BitRate, pbs_bytes: u32) -> u64 {
+    let bytes = match pbs_bytes {
+        0 => PBS_AUTOMATIC_BYTES_MIN + pir.bits_per_second() / 8_000,
+        bytes => bytes.into(),
+    };
+    nanos_of(bytes, pir)
+}
+
+/// How long `bytes` take at `rate`, rounded down.
+fn nanos_of(bytes: u64, rate: BitRate) -> u64 {
+    let bit_nanos = u128::from(bytes) * BIT_NANOS_PER_BYTE;
+    let nanos = bit_nanos
+        .checked_div(u128::from(rate.bits_per_second()))
+        .unwrap_or(u128::MAX);
+    u64::try_from(nanos).unwrap_or(u64::MAX)
+}
+
+fn validate_peak(cir: BitRate, pir: Option<BitRate>) -> Result<(), InvalidRate> {
+    match pir {
+        Some(BitRate::ZERO) => Err(InvalidRate::PeakIsZero),
+        Some(pir) if pir < cir => Err(InvalidRate::PeakBelowCommitted { cir, pir }),
+        _ => Ok(()),
     }
 }
 
@@ -303,6 +422,15 @@ pub enum InvalidRate {
     /// The device could never send.
     #[error("peak rate is zero")]
     PeakIsZero,
+    /// No frame could leave in time.
+    #[error("delay bound is zero")]
+    DelayIsZero,
+    /// A delay bound holds for what stays within CIR and CBS.
+    #[error("delay bound needs a committed rate")]
+    DelayWithoutCommitted,
+    /// The device could never send.
+    #[error("limit of operations is zero")]
+    NoOperations,
 }
 
 #[cfg(test)]

