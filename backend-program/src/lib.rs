@@ -180,6 +180,7 @@ fn serve(common: &Common, device: Device) -> Result<()> {
     config.allow_unsealed_memory = common.allow_unsealed_memory;
     let session = Arc::new(Session::start(device.virtio, config)?);
     let grant = DeviceGrant {
+        vm: None,
         rate,
         windows: device.windows,
         client: device.lanes,

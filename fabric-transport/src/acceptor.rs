@@ -287,6 +287,7 @@ mod tests {
 
     fn grant(client: Arc<Reporter>) -> DeviceGrant {
         DeviceGrant {
+            vm: None,
             rate: DeviceRate::best_effort(),
             windows: [64; 4],
             client,

@@ -6,7 +6,7 @@
 //! | 2 | 1 | version | 1 |
 //! | 3 | 1 | kind | [`FrameKind`] |
 //! | 4 | 1 | lane | [`VirtualLane`] |
-//! | 5 | 1 | flags | bit 0: `crc32c` counts; the others are 0 |
+//! | 5 | 1 | flags | bit 0: `crc32c` counts; bit 1, DATA: the payload goes on in the lane's next frame; the others are 0 |
 //! | 6 | 2 | epoch | of the session; 0 until WELCOME |
 //! | 8 | 4 | device | [`DeviceId`]; 0 for the session itself |
 //! | 12 | 4 | payload bytes | |
@@ -31,6 +31,7 @@ pub const VERSION: u8 = 1;
 
 const MAGIC: u16 = 0x4d4f;
 const FLAG_CRC32C: u8 = 1;
+const FLAG_MORE: u8 = 2;
 
 /// Names a device on the whole fabric, for as long as the device exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -174,6 +175,8 @@ pub struct FrameHeader {
     pub kind: FrameKind,
     /// Its lane; `None` for the session itself.
     pub lane: Option<VirtualLane>,
+    /// DATA: the payload goes on in the next frame of the lane.
+    pub more: bool,
     /// Session epoch.
     pub epoch: u16,
     /// Device; 0 for the session itself.
@@ -278,7 +281,11 @@ impl FrameHeader {
         if usize::try_from(wire.payload_bytes.get()) != Ok(payload.len()) {
             return Err(short);
         }
-        if wire.flags & !FLAG_CRC32C != 0 {
+        let known = match FrameKind::from_number(wire.kind) {
+            Some(FrameKind::Data) => FLAG_CRC32C | FLAG_MORE,
+            _ => FLAG_CRC32C,
+        };
+        if wire.flags & !known != 0 {
             return Err(FrameError::Field {
                 field: "flags",
                 value: wire.flags,
@@ -303,6 +310,7 @@ impl FrameHeader {
         let header = Self {
             kind,
             lane,
+            more: wire.flags & FLAG_MORE != 0,
             epoch: wire.epoch.get(),
             device: DeviceId(wire.device.get()),
             payload_bytes: wire.payload_bytes.get(),
@@ -425,7 +433,7 @@ impl FrameBuffer {
             version: VERSION,
             kind: header.kind.number(),
             lane: header.lane.map_or(0, VirtualLane::number),
-            flags: if checksummed { FLAG_CRC32C } else { 0 },
+            flags: u8::from(checksummed) * FLAG_CRC32C + u8::from(header.more) * FLAG_MORE,
             epoch: header.epoch.into(),
             device: header.device.0.into(),
             payload_bytes: payload_bytes.into(),
@@ -459,6 +467,7 @@ mod tests {
     const HEADER: FrameHeader = FrameHeader {
         kind: FrameKind::Data,
         lane: Some(VirtualLane::Network),
+        more: false,
         epoch: 0x0102,
         device: DeviceId(0x2a),
         payload_bytes: 4,

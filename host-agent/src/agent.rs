@@ -135,6 +135,7 @@ fn vnic_device(lab: &LabConfig, config: &VnicConfig) -> Result<Device> {
         id: config.id,
         generation: config.generation,
         grant: DeviceGrant {
+            vm: None,
             rate: config.ingress,
             windows: vnic_backend::windows(),
             client: device.clone() as Arc<dyn LaneClient>,
@@ -157,6 +158,7 @@ fn vhba_device(config: &VhbaConfig) -> Result<Device> {
         id: config.id,
         generation: config.generation,
         grant: DeviceGrant {
+            vm: None,
             rate: config.ingress,
             windows: vhba_backend::windows(),
             client: device.clone() as Arc<dyn LaneClient>,

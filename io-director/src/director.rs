@@ -356,6 +356,7 @@ impl Directory for Books {
         };
         let (windows, client) = granted.ok_or_else(|| format!("{device} has no port"))?;
         Ok(DeviceGrant {
+            vm: None,
             rate: known.egress,
             windows,
             client,

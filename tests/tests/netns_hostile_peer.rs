@@ -116,6 +116,7 @@ impl Good {
         let vnics = [FarEnd::new(), FarEnd::new()];
         let vhba = FarEnd::new();
         let grant = |far: &Arc<FarEnd>, windows| DeviceGrant {
+            vm: None,
             rate: DeviceRate::best_effort(),
             windows,
             client: client(far),

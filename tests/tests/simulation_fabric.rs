@@ -279,7 +279,8 @@ impl World {
             {
                 device.releases.pop_front();
                 device.held_blocks -= frame::blocks(payload_bytes);
-                self.director.release(device.id, LANE, payload_bytes);
+                self.director
+                    .release(device.id, LANE, frame::blocks(payload_bytes));
             }
         }
         while let Some(entry) = self.to_host.first_entry()

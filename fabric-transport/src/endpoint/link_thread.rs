@@ -1,11 +1,13 @@
 //! The thread of a link: reads, delivers, keeps time, and ends with the session.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollTimeout};
 
+use super::reassembly::Reassembly;
 use super::{Directory, Endpoint, LaneClient, LaneSet, Receipt, now};
-use crate::frame::{DeviceId, FrameHeader, VirtualLane};
+use crate::frame::{self, DeviceId, FrameHeader, VirtualLane};
 use crate::link::{Filled, LinkReceiver};
 use crate::session::{CloseReason, ProtocolError, SessionEvent, SessionState};
 
@@ -14,6 +16,7 @@ pub(super) struct LinkThread {
     receiver: Box<dyn LinkReceiver>,
     directory: Arc<dyn Directory>,
     epoll: Epoll,
+    reassembly: Reassembly,
 }
 
 /// What a batch of frames asks for, in the order of the frames.
@@ -23,7 +26,7 @@ enum Action<'a> {
         client: Arc<dyn LaneClient>,
         device: DeviceId,
         lane: VirtualLane,
-        payload: &'a [u8],
+        payload: Cow<'a, [u8]>,
     },
 }
 
@@ -39,6 +42,7 @@ impl LinkThread {
             receiver,
             directory,
             epoll,
+            reassembly: Reassembly::default(),
         }
     }
 
@@ -78,7 +82,7 @@ impl LinkThread {
         self.endpoint.lock().session.handle_link_end(reason);
     }
 
-    fn deliver(&self) {
+    fn deliver(&mut self) {
         let mut parsed = Vec::new();
         let mut error = None;
         match self.receiver.frames() {
@@ -95,7 +99,7 @@ impl LinkThread {
             }
             Err(bad) => error = Some(bad.into()),
         }
-        let actions = self.handle(&parsed);
+        let actions = Self::handle(&self.endpoint, &mut self.reassembly, &parsed);
         self.apply(actions);
         if let Some(error) = error {
             self.endpoint.lock().session.handle_link_end(error.into());
@@ -103,15 +107,22 @@ impl LinkThread {
     }
 
     /// Passes the frames through the session, under one lock.
-    fn handle<'a>(&self, frames: &[(FrameHeader, &'a [u8])]) -> Vec<Action<'a>> {
+    fn handle<'a>(
+        endpoint: &Endpoint,
+        reassembly: &mut Reassembly,
+        frames: &[(FrameHeader, &'a [u8])],
+    ) -> Vec<Action<'a>> {
         let now = now();
         let mut actions = Vec::with_capacity(frames.len());
-        let mut core = self.endpoint.lock();
+        let mut core = endpoint.lock();
         let core = &mut *core;
         for (header, payload) in frames {
             // An error has closed the session, with its reason; what came before still counts.
             let deliver = core.session.handle_frame(now, header, payload);
             while let Some(event) = core.session.poll_event() {
+                if let SessionEvent::Detached { device } = event {
+                    reassembly.forget(device);
+                }
                 actions.push(Action::Event(event));
             }
             match deliver {
@@ -119,6 +130,19 @@ impl LinkThread {
                     let device = core.devices.get(&header.device);
                     if let (Some(device), Some(lane)) = (device, header.lane) {
                         let client = device.grant.client.clone();
+                        let whole = match reassembly.join(header, lane, payload) {
+                            Ok(None) => continue,
+                            Ok(Some(whole)) => whole,
+                            Err(error) => {
+                                core.session.handle_link_end(error.into());
+                                break;
+                            }
+                        };
+                        if whole.spare_blocks > 0 {
+                            core.session
+                                .release(header.device, lane, whole.spare_blocks);
+                        }
+                        let payload = whole.payload;
                         actions.push(Action::Deliver {
                             client,
                             device: header.device,
@@ -146,7 +170,7 @@ impl LinkThread {
                     lane,
                     payload,
                 } => {
-                    if client.receive(lane, payload) == Receipt::Consumed {
+                    if client.receive(lane, &payload) == Receipt::Consumed {
                         consumed.push((device, lane, payload.len()));
                     }
                     if !touched.iter().any(|(known, _)| *known == device) {
@@ -160,7 +184,8 @@ impl LinkThread {
         }
         let mut core = self.endpoint.lock();
         for (device, lane, payload_bytes) in consumed {
-            core.session.release(device, lane, payload_bytes);
+            core.session
+                .release(device, lane, frame::blocks(payload_bytes));
         }
     }
 

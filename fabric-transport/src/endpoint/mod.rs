@@ -14,6 +14,7 @@
 //! of any [`LaneSet`] from its callbacks.
 
 mod link_thread;
+mod reassembly;
 mod transmit;
 
 use std::collections::HashMap;
@@ -30,7 +31,7 @@ use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use nix::time::clock_gettime;
 use qos::{
     AdmissionError, DeviceHandle, DeviceRate, DeviceStatistics, LinkBudget, MonotonicTime,
-    QUEUE_FRAMES_MAX, Scheduler,
+    Profiles, QUEUE_FRAMES_MAX, Scheduler, VmRate,
 };
 
 use crate::control::Windows;
@@ -39,10 +40,28 @@ use crate::link::{Link, ring};
 use crate::session::{CloseReason, Role, SendBlocked, Session, SessionConfig, SessionState};
 use transmit::Writer;
 
-/// Bytes that wait in one device's queue at which [`LaneSet::try_send`] refuses more.
+/// Bytes that wait in one device's queue at which [`LaneSet::try_send`] refuses more, at most.
 ///
 /// One call may overshoot by what it brings: a SCSI write enters whole.
 pub const QUEUE_BYTES_MAX: u64 = 256 * 1024;
+
+/// The same for a device with a peak rate: 5 ms of it, but room for a largest frame. More would
+/// only make what a full queue lets pass older.
+fn queue_bytes_max(rate: &DeviceRate) -> u64 {
+    const QUEUE_BYTES_MIN: u64 = 64 * 1024;
+    rate.pir.map_or(QUEUE_BYTES_MAX, |pir| {
+        (pir.bits_per_second() / 8 / 200).clamp(QUEUE_BYTES_MIN, QUEUE_BYTES_MAX)
+    })
+}
+
+/// What the scheduler of a link is told of a device: without the limit of operations, which counts
+/// commands and stands at the SAN port. A link carries frames, any number to a command.
+fn link_rate(rate: DeviceRate) -> DeviceRate {
+    DeviceRate {
+        operations: None,
+        ..rate
+    }
+}
 
 /// What an end of a session is.
 #[derive(Debug, Clone)]
@@ -100,11 +119,22 @@ pub trait LaneClient: Send + Sync {
     fn down(&self, epoch: u16);
 }
 
+/// The server profile (VM) that a device belongs to, in one direction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmGrant {
+    /// Its name; the devices that name the same VM share it.
+    pub name: String,
+    /// Bandwidth of what this end sends for all of its devices together.
+    pub rate: VmRate,
+}
+
 /// What this end allows a device.
 #[derive(Clone)]
 pub struct DeviceGrant {
     /// Bandwidth of what this end sends for it.
     pub rate: DeviceRate,
+    /// Its VM, if it has one. The words that came with the VM's first device count.
+    pub vm: Option<VmGrant>,
     /// What this end can receive for it, in blocks.
     pub windows: Windows,
     /// Its owner.
@@ -115,6 +145,7 @@ impl std::fmt::Debug for DeviceGrant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DeviceGrant")
             .field("rate", &self.rate)
+            .field("vm", &self.vm)
             .field("windows", &self.windows)
             .finish_non_exhaustive()
     }
@@ -164,14 +195,19 @@ struct QueuedFrame {
     device: DeviceId,
     lane: VirtualLane,
     sequence: u32,
+    /// Its payload goes on in the next frame of the lane.
+    more: bool,
     buffer: FrameBuffer,
 }
 
 struct Device {
     handle: DeviceHandle,
     grant: DeviceGrant,
+    queue_bytes_max: u64,
     /// A send was refused since the client was last told that it may go on.
     waits: bool,
+    /// Since when what it has to send finds no buffers at the receiver.
+    without_credit_since: Option<MonotonicTime>,
     attached: bool,
 }
 
@@ -179,8 +215,11 @@ struct Core {
     session: Session,
     scheduler: Scheduler<QueuedFrame>,
     devices: HashMap<DeviceId, Device>,
+    profiles: Profiles,
     peer_name: String,
     unacknowledged_bytes_max: usize,
+    /// Payload bytes of one frame; longer payloads are cut.
+    piece_bytes: usize,
     /// When the timer rings, or rang last.
     timer_at: MonotonicTime,
 }
@@ -252,8 +291,10 @@ impl Endpoint {
         let core = Core {
             session: Session::new(config.role, config.session, now()),
             unacknowledged_bytes_max: unacknowledged_bytes_max(&config.budget),
+            piece_bytes: reassembly::piece_bytes(config.budget.rate()),
             scheduler: Scheduler::new(config.budget),
             devices: HashMap::new(),
+            profiles: Profiles::default(),
             peer_name: String::new(),
             timer_at: MonotonicTime::ZERO,
         };
@@ -335,6 +376,7 @@ impl Endpoint {
         let mut core = self.lock();
         if core.devices.is_empty() {
             core.unacknowledged_bytes_max = unacknowledged_bytes_max(&budget);
+            core.piece_bytes = reassembly::piece_bytes(budget.rate());
             core.scheduler = Scheduler::new(budget);
         }
     }
@@ -348,10 +390,18 @@ impl Endpoint {
         let Some(handle) = core.devices.get(&device).map(|device| device.handle) else {
             return Ok(());
         };
-        core.scheduler.set_rate(now(), handle, rate)?;
+        core.scheduler.set_rate(now(), handle, link_rate(rate))?;
+        if let Some(device) = core.devices.get_mut(&device) {
+            device.queue_bytes_max = queue_bytes_max(&rate);
+        }
         drop(core);
         self.run_link();
         Ok(())
+    }
+
+    /// Switches the scheduler's record of its decisions, which is on at first.
+    pub fn set_recording(&self, on: bool) {
+        self.lock().scheduler.set_recording(on);
     }
 
     fn lock(&self) -> MutexGuard<'_, Core> {
@@ -380,21 +430,25 @@ impl Endpoint {
         lanes: &LaneSet,
         frames: &mut Vec<(VirtualLane, FrameBuffer)>,
     ) -> Result<(), SendRefused> {
+        let mut core = self.lock();
+        let core = &mut *core;
+        let piece_bytes = core.piece_bytes;
         let mut blocks = [0_u32; VirtualLane::COUNT];
+        let mut frame_count = 0_usize;
         for (lane, buffer) in frames.iter() {
-            if buffer.payload_bytes() > PAYLOAD_BYTES_MAX {
+            let payload_bytes = buffer.payload_bytes();
+            if payload_bytes > PAYLOAD_BYTES_MAX {
                 return Err(SendRefused::TooLarge);
             }
+            frame_count += payload_bytes.div_ceil(piece_bytes).max(1);
             if let Some(sum) = blocks.get_mut(lane.index()) {
-                *sum = sum.saturating_add(frame::blocks(buffer.payload_bytes()));
+                *sum = sum.saturating_add(reassembly::blocks(payload_bytes, piece_bytes));
             }
         }
-        let frame_count = u32::try_from(frames.len()).unwrap_or(u32::MAX);
+        let frame_count = u32::try_from(frame_count).unwrap_or(u32::MAX);
         if frame_count > QUEUE_FRAMES_MAX {
             return Err(SendRefused::TooLarge);
         }
-        let mut core = self.lock();
-        let core = &mut *core;
         let device = core
             .devices
             .get_mut(&lanes.device)
@@ -409,18 +463,31 @@ impl Endpoint {
             .scheduler
             .queued_bytes(lanes.handle)
             .unwrap_or(u64::MAX);
-        let room = queued_bytes < QUEUE_BYTES_MAX
+        let room = queued_bytes < device.queue_bytes_max
             && queued_frames.saturating_add(frame_count) <= QUEUE_FRAMES_MAX;
+        let now = now();
         match core.session.may_send(lanes.device, blocks) {
             Ok(()) if room => {}
-            Ok(()) | Err(SendBlocked::NoCredit) => {
+            Ok(()) => {
                 device.waits = true;
+                return Err(SendRefused::Blocked);
+            }
+            Err(SendBlocked::NoCredit) => {
+                device.waits = true;
+                device.without_credit_since.get_or_insert(now);
                 return Err(SendRefused::Blocked);
             }
             Err(SendBlocked::Down) => return Err(SendRefused::Down),
         }
-        let now = now();
-        for (lane, buffer) in frames.drain(..) {
+        if let Some(since) = device.without_credit_since.take() {
+            let waited = now.saturating_duration_since(since);
+            core.scheduler.waited_for_credit(lanes.handle, waited);
+        }
+        let cut = |(lane, buffer)| {
+            let pieces = reassembly::cut(buffer, piece_bytes).into_iter();
+            pieces.map(move |(piece, more)| (lane, piece, more))
+        };
+        for (lane, buffer, more) in frames.drain(..).flat_map(cut) {
             let sequence = core
                 .session
                 .take_credit(lanes.device, lane, buffer.payload_bytes());
@@ -429,6 +496,7 @@ impl Endpoint {
                 device: lanes.device,
                 lane,
                 sequence,
+                more,
                 buffer,
             };
             let class = u8::try_from(lane.index()).unwrap_or(u8::MAX);
@@ -453,13 +521,24 @@ impl Core {
         device: DeviceId,
         grant: DeviceGrant,
     ) -> Result<DeviceHandle, AdmissionError> {
-        let handle = self.scheduler.add_device(now(), grant.rate)?;
+        let rate = link_rate(grant.rate);
+        let handle = match &grant.vm {
+            None => self.scheduler.add_device(now(), rate)?,
+            Some(VmGrant {
+                name,
+                rate: vm_rate,
+            }) => self
+                .profiles
+                .join(&mut self.scheduler, now(), (name, *vm_rate), rate)?,
+        };
         self.devices.insert(
             device,
             Device {
                 handle,
+                queue_bytes_max: queue_bytes_max(&grant.rate),
                 grant,
                 waits: false,
+                without_credit_since: None,
                 attached: false,
             },
         );
@@ -469,7 +548,12 @@ impl Core {
     fn remove_device(&mut self, device: DeviceId) -> Option<Device> {
         let removed = self.devices.remove(&device)?;
         // Its frames go with it: what was underway is lost, which `down` tells the client.
-        drop(self.scheduler.remove_device(removed.handle));
+        drop(match &removed.grant.vm {
+            None => self.scheduler.remove_device(removed.handle),
+            Some(vm) => self
+                .profiles
+                .leave(&mut self.scheduler, &vm.name, removed.handle),
+        });
         Some(removed)
     }
 
@@ -480,7 +564,7 @@ impl Core {
             .scheduler
             .queued_bytes(device.handle)
             .unwrap_or(u64::MAX);
-        let low = queued_bytes <= QUEUE_BYTES_MAX / 2;
+        let low = queued_bytes <= device.queue_bytes_max / 2;
         (low && std::mem::take(&mut device.waits)).then(|| device.grant.client.clone())
     }
 }
@@ -546,7 +630,8 @@ impl LaneSet {
                 .get(&self.device)
                 .is_some_and(|device| device.handle == self.handle)
         {
-            core.session.release(self.device, lane, payload_bytes);
+            core.session
+                .release(self.device, lane, frame::blocks(payload_bytes));
         }
         drop(core);
         self.endpoint.run_link();

@@ -152,6 +152,7 @@ fn side(role: Role, link: Link, rate: &str, clients: &[Arc<Recorder>]) -> Side {
         (
             DeviceId(number),
             DeviceGrant {
+                vm: None,
                 rate,
                 windows: [16, 16, 4096, 2048],
                 client: client.clone(),
@@ -257,6 +258,89 @@ fn stalled_device_stalls_only_itself() {
     }
     host[0].wait(|log| (log.writable > 0).then_some(()));
     assert_eq!(stalled.try_send(&mut frames), Ok(()));
+}
+
+/// A queue holds 5 ms of the peak rate, within bounds; a changed rate changes it.
+#[test]
+fn queue_of_a_slow_device_is_short() {
+    let cases = [
+        (None, 256 * 1024),
+        (Some("10G"), 256 * 1024),
+        (Some("200M"), 125_000),
+        (Some("10M"), 64 * 1024),
+    ];
+    for (pir, expected) in cases {
+        let pir = pir.map(|pir| pir.parse().unwrap());
+        let rate = DeviceRate::new(BitRate::ZERO, pir).unwrap();
+        assert_eq!(queue_bytes_max(&rate), expected, "{pir:?}");
+    }
+    let (near, far) = in_process_pair("test");
+    let clients = [Recorder::new(false), Recorder::new(false)];
+    let _director = side(Role::Director, far, "100G", &clients[1..]);
+    let host = side(Role::Host, near, "100G", &clients[..1]);
+    let lanes = clients[0].lanes();
+    let stopped = DeviceRate {
+        pbs_bytes: 1,
+        ..DeviceRate::new(BitRate::ZERO, Some("1k".parse().unwrap())).unwrap()
+    };
+    host.endpoint.set_rate(DeviceId(1), stopped).unwrap();
+    let mut sent = 0;
+    let mut frames = frame(&[0; 1000]);
+    while lanes.try_send(&mut frames) == Ok(()) {
+        frames = frame(&[0; 1000]);
+        sent += 1;
+    }
+    // One left at once; the others fill 64 KiB, the last of them overshoots.
+    assert_eq!(sent, 1 + (64 * 1024_u64).div_ceil(1032));
+}
+
+/// Frames are no operations: a limit of those is not the link's.
+#[test]
+fn limit_of_operations_does_not_limit_frames() {
+    let (near, far) = in_process_pair("test");
+    let clients = [Recorder::new(false), Recorder::new(false)];
+    let _director = side(Role::Director, far, "100G", &clients[1..]);
+    let host = side(Role::Host, near, "100G", &clients[..1]);
+    let lanes = clients[0].lanes();
+    let limited = DeviceRate {
+        operations: Some(qos::OperationLimit {
+            per_second: 1,
+            burst: 1,
+        }),
+        ..DeviceRate::best_effort()
+    };
+    host.endpoint.set_rate(DeviceId(1), limited).unwrap();
+    for _ in 0..100 {
+        send_all(&clients[0], &lanes, frame(&[1; 100]));
+    }
+    clients[1].wait(|log| (log.received.len() == 100).then_some(()));
+}
+
+#[test]
+fn long_payload_is_cut_on_a_slow_link_and_its_credit_comes_back() {
+    let (near, far) = tcp_pair();
+    let host = [Recorder::new(false), Recorder::new(false)];
+    let director = [Recorder::new(false), Recorder::new(true)];
+    let _director = side(Role::Director, far, "1G", &director);
+    let _host = side(Role::Host, near, "1G", &host);
+    let lanes = [host[0].lanes(), host[1].lanes()];
+    // The window of 2048 blocks holds two of them, cut: credit that leaked would end this soon.
+    let payload: Vec<u8> = (0..60_000_u32).map(|at| at.to_le_bytes()[0]).collect();
+    for _ in 0..100 {
+        send_all(&host[0], &lanes[0], frame(&payload));
+        assert_eq!(director[0].wait(|log| log.received.pop_front()), payload);
+        // The same for one that the receiver holds for a while.
+        send_all(&host[1], &lanes[1], frame(&payload));
+        assert_eq!(director[1].wait(|log| log.received.pop_front()), payload);
+        director[1].lanes().release(NETWORK, payload.len());
+    }
+    // Between the pieces there is room for others.
+    let frames = || lanes[0].statistics().unwrap().offered.frames;
+    let before = frames();
+    lanes[0].queue(&mut frame(&payload)).unwrap();
+    assert_eq!(frames() - before, 15, "4 KiB keep 1 Gb/s busy for 33 us");
+    lanes[0].flush();
+    assert_eq!(director[0].wait(|log| log.received.pop_front()), payload);
 }
 
 #[test]

@@ -121,9 +121,10 @@ impl Endpoint {
             let frame = grant.item;
             let payload_bytes = frame.buffer.payload_bytes();
             bytes += frame.buffer.frame_bytes();
-            let header =
+            let mut header =
                 core.session
                     .transmit_data(frame.device, frame.lane, frame.sequence, payload_bytes);
+            header.more = frame.more;
             picked.frames.push((header, frame.buffer));
             if devices.last() != Some(&frame.device) {
                 devices.push(frame.device);

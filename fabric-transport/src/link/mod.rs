@@ -149,6 +149,7 @@ mod tests {
         let header = FrameHeader {
             kind: FrameKind::Data,
             lane: Some(VirtualLane::Network),
+            more: false,
             epoch: 1,
             device: DeviceId(1),
             payload_bytes: 0,

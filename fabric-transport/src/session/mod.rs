@@ -181,6 +181,17 @@ pub enum ProtocolError {
         /// Highest of the peer.
         version_max: u16,
     },
+    /// A payload in pieces that is longer than one may be.
+    #[error(
+        "frames of {device} on lane {lane:?} make a payload longer than {} bytes",
+        frame::PAYLOAD_BYTES_MAX
+    )]
+    LongPayload {
+        /// The device.
+        device: DeviceId,
+        /// The lane.
+        lane: VirtualLane,
+    },
     /// A frame for a device that is not attached.
     #[error("frame for {device}, which is not attached")]
     UnknownDevice {
@@ -542,11 +553,11 @@ impl Session {
         )
     }
 
-    /// The buffers of a received DATA frame are free: its credit goes back to the peer.
-    pub fn release(&mut self, device: DeviceId, lane: VirtualLane, payload_bytes: usize) {
+    /// The buffers of received DATA frames are free: credit of `blocks` goes back to the peer.
+    pub fn release(&mut self, device: DeviceId, lane: VirtualLane, blocks: u32) {
         let lanes = self.devices.get_mut(&device);
         if let Some(receive) = lanes.and_then(|lanes| lanes.receive.get_mut(lane.index()))
-            && receive.release(payload_bytes)
+            && receive.release(blocks)
         {
             receive.due = true;
             self.credits_due.push((device, lane));
@@ -892,6 +903,7 @@ impl Session {
         FrameHeader {
             kind,
             lane,
+            more: false,
             epoch: self.epoch,
             device,
             payload_bytes: u32::try_from(payload_bytes).unwrap_or(u32::MAX),

@@ -92,7 +92,7 @@ fn data_is_delivered_and_its_credit_returns() {
         Err(SendBlocked::NoCredit)
     );
     for _ in 0..16 {
-        director.release(DEVICE, NETWORK, 96);
+        director.release(DEVICE, NETWORK, 2);
     }
     carry(at(1), &mut director, &mut host).unwrap();
     assert_eq!(
@@ -111,7 +111,7 @@ fn credit_too_small_for_a_grant_returns_with_the_next_heartbeat() {
     let (mut host, mut director) = active_pair();
     let header = data(&mut host, 96);
     director.handle_frame(at(1), &header, &[0; 96]).unwrap();
-    director.release(DEVICE, NETWORK, 96);
+    director.release(DEVICE, NETWORK, 2);
     carry(at(1), &mut director, &mut host).unwrap();
     assert_eq!(
         host.may_send(DEVICE, [0, 0, 0, 64]),
@@ -418,6 +418,7 @@ proptest! {
             let header = FrameHeader {
                 kind: FrameKind::from_number(kind).unwrap(),
                 lane: VirtualLane::from_number(lane),
+                more: false,
                 epoch: 3,
                 device: DeviceId(device),
                 payload_bytes: u32::try_from(payload.len()).unwrap(),

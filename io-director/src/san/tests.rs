@@ -297,6 +297,7 @@ fn connect(
         (
             device,
             DeviceGrant {
+                vm: None,
                 rate: DeviceRate::best_effort(),
                 windows,
                 client,

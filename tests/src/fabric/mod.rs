@@ -86,11 +86,13 @@ impl FabricDevice {
         Self {
             id,
             near: DeviceGrant {
+                vm: None,
                 rate,
                 windows: near.1,
                 client: near.0,
             },
             far: DeviceGrant {
+                vm: None,
                 rate,
                 windows: far.1,
                 client: far.0,

@@ -95,6 +95,7 @@ impl RawPeer {
         FrameHeader {
             kind,
             lane: None,
+            more: false,
             epoch: self.epoch,
             device,
             payload_bytes: 0,

@@ -167,12 +167,14 @@ impl Fabric {
             Endpoint::start(config, link, Arc::new(OneDevice { epoch, grant }), name).unwrap()
         };
         let grant = DeviceGrant {
+            vm: None,
             rate,
             windows: director_windows,
             client: director.clone(),
         };
         let (far, far_thread) = start(Role::Director, "director", far, grant);
         let grant = DeviceGrant {
+            vm: None,
             rate,
             windows: host_windows,
             client: host.clone(),

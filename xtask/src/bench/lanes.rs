@@ -224,6 +224,7 @@ impl Lanes {
                 (
                     id,
                     DeviceGrant {
+                        vm: None,
                         rate: *rate,
                         windows,
                         client: client.clone(),
@@ -234,6 +235,7 @@ impl Lanes {
             (
                 id,
                 DeviceGrant {
+                    vm: None,
                     rate: DeviceRate::best_effort(),
                     windows,
                     client: client.clone(),

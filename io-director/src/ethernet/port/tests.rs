@@ -151,6 +151,7 @@ impl Host {
             (
                 device,
                 DeviceGrant {
+                    vm: None,
                     rate: DeviceRate::best_effort(),
                     windows: WINDOWS,
                     client,

@@ -1,0 +1,205 @@
+//! Payloads that are longer than the frames of a slow link: cut at one end, joined at the other.
+//!
+//! A frame that is being sent delays everybody: on 1 Gb/s one of 64 KiB takes 524 us. So long
+//! payloads go in pieces, between which frames of other devices may leave.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use qos::BitRate;
+
+use crate::frame::{
+    self, DeviceId, FrameBuffer, FrameHeader, HEADER_BYTES, PAYLOAD_BYTES_MAX, VirtualLane,
+};
+use crate::session::ProtocolError;
+
+/// How long one frame may keep a link busy, where [`PIECE_BYTES_MIN`] allows it: 50 us, and the
+/// five that 64 KiB take longer on 10 Gb/s.
+const BUSY_NANOS_MAX: u64 = 55_000;
+/// Shorter pieces would cost more in headers and calls than they save in delay.
+const PIECE_BYTES_MIN: usize = 4 * 1024;
+
+/// Bytes of payload that one frame carries on a link of `rate`: 4 KiB up to 1 Gb/s, 16 KiB at
+/// 2.5 Gb/s, everything from 10 Gb/s on; the header is a part of the power of two.
+pub(super) fn piece_bytes(rate: BitRate) -> usize {
+    let mut frame_bytes = PIECE_BYTES_MIN;
+    while frame_bytes < 64 * 1024 {
+        let twice = u64::try_from(2 * frame_bytes).unwrap_or(u64::MAX);
+        if rate.transmission_nanos(twice) > BUSY_NANOS_MAX {
+            return frame_bytes - HEADER_BYTES;
+        }
+        frame_bytes *= 2;
+    }
+    PAYLOAD_BYTES_MAX
+}
+
+/// Blocks of credit that a payload costs in pieces of `piece_bytes`.
+pub(super) fn blocks(payload_bytes: usize, piece_bytes: usize) -> u32 {
+    let whole = u32::try_from(payload_bytes / piece_bytes).unwrap_or(u32::MAX);
+    match payload_bytes % piece_bytes {
+        0 if whole > 0 => whole.saturating_mul(frame::blocks(piece_bytes)),
+        rest => whole
+            .saturating_mul(frame::blocks(piece_bytes))
+            .saturating_add(frame::blocks(rest)),
+    }
+}
+
+/// Cuts a payload; the flag says that it goes on. One that fits is not copied.
+pub(super) fn cut(buffer: FrameBuffer, piece_bytes: usize) -> Vec<(FrameBuffer, bool)> {
+    if buffer.payload_bytes() <= piece_bytes {
+        return vec![(buffer, false)];
+    }
+    let pieces = buffer.payload().chunks(piece_bytes);
+    let last = pieces.len() - 1;
+    pieces
+        .enumerate()
+        .map(|(at, piece)| (FrameBuffer::from_payload(piece), at < last))
+        .collect()
+}
+
+#[derive(Default)]
+struct Partial {
+    payload: Vec<u8>,
+    /// What its frames cost.
+    blocks: u32,
+}
+
+/// A payload whose last frame has come.
+pub(super) struct Whole<'a> {
+    pub(super) payload: Cow<'a, [u8]>,
+    /// Credit that its pieces cost more than it costs as one, to be given back at once: who
+    /// releases it knows only the whole.
+    pub(super) spare_blocks: u32,
+}
+
+/// The payloads whose last frame has not come, one for each lane at most.
+#[derive(Default)]
+pub(super) struct Reassembly {
+    partial: HashMap<(DeviceId, VirtualLane), Partial>,
+}
+
+impl Reassembly {
+    /// Takes the next frame of a lane.
+    ///
+    /// # Errors
+    /// [`ProtocolError::LongPayload`] when pieces add up to more than [`PAYLOAD_BYTES_MAX`].
+    pub(super) fn join<'a>(
+        &mut self,
+        header: &FrameHeader,
+        lane: VirtualLane,
+        payload: &'a [u8],
+    ) -> Result<Option<Whole<'a>>, ProtocolError> {
+        let key = (header.device, lane);
+        if !header.more && !self.partial.contains_key(&key) {
+            return Ok(Some(Whole {
+                payload: Cow::Borrowed(payload),
+                spare_blocks: 0,
+            }));
+        }
+        let partial = self.partial.entry(key).or_default();
+        if partial.payload.len() + payload.len() > PAYLOAD_BYTES_MAX {
+            let device = header.device;
+            return Err(ProtocolError::LongPayload { device, lane });
+        }
+        partial.payload.extend_from_slice(payload);
+        partial.blocks = partial.blocks.saturating_add(frame::blocks(payload.len()));
+        if header.more {
+            return Ok(None);
+        }
+        let Partial { payload, blocks } = self.partial.remove(&key).unwrap_or_default();
+        Ok(Some(Whole {
+            spare_blocks: blocks.saturating_sub(frame::blocks(payload.len())),
+            payload: Cow::Owned(payload),
+        }))
+    }
+
+    /// Forgets what came of a device.
+    pub(super) fn forget(&mut self, device: DeviceId) {
+        self.partial.retain(|(known, _), _| *known != device);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::FrameKind;
+    use proptest::prelude::*;
+
+    fn header(more: bool) -> FrameHeader {
+        FrameHeader {
+            kind: FrameKind::Data,
+            lane: Some(VirtualLane::Network),
+            more,
+            epoch: 1,
+            device: DeviceId(7),
+            payload_bytes: 0,
+            sequence: 0,
+            credit_limit: 0,
+            acknowledge: 0,
+        }
+    }
+
+    #[test]
+    fn a_frame_keeps_the_link_busy_for_fifty_microseconds_where_it_can() {
+        let rate = |text: &str| text.parse::<BitRate>().unwrap();
+        for (text, frame_bytes) in [
+            ("0", 4),
+            ("100M", 4),
+            ("1G", 4),
+            ("2G", 8),
+            ("2.5G", 16),
+            ("4G", 16),
+        ] {
+            let expected = frame_bytes * 1024 - HEADER_BYTES;
+            assert_eq!(piece_bytes(rate(text)), expected, "{text}");
+        }
+        assert_eq!(piece_bytes(rate("10G")), PAYLOAD_BYTES_MAX);
+        assert_eq!(piece_bytes(rate("400G")), PAYLOAD_BYTES_MAX);
+    }
+
+    #[test]
+    fn pieces_without_end_close_the_link() {
+        let mut reassembly = Reassembly::default();
+        let piece = [0; 4_096];
+        let outcome = (0..).find_map(|_| {
+            reassembly
+                .join(&header(true), VirtualLane::Network, &piece)
+                .err()
+        });
+        assert_eq!(
+            outcome,
+            Some(ProtocolError::LongPayload {
+                device: DeviceId(7),
+                lane: VirtualLane::Network
+            })
+        );
+        reassembly.forget(DeviceId(7));
+        assert!(reassembly.partial.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_cut_is_joined_and_every_block_comes_back(
+            payload in prop::collection::vec(any::<u8>(), 0..20_000),
+            piece_bytes in 1_usize..9_000,
+        ) {
+            let buffer = FrameBuffer::from_payload(&payload);
+            let mut reassembly = Reassembly::default();
+            let mut paid = 0;
+            let mut whole = None;
+            for (piece, more) in cut(buffer, piece_bytes) {
+                prop_assert!(whole.is_none());
+                paid += frame::blocks(piece.payload_bytes());
+                let joined = reassembly
+                    .join(&header(more), VirtualLane::Network, piece.payload())
+                    .unwrap();
+                whole = joined.map(|whole| (whole.payload.into_owned(), whole.spare_blocks));
+            }
+            let (joined, spare_blocks) = whole.unwrap();
+            prop_assert_eq!(paid, blocks(payload.len(), piece_bytes));
+            prop_assert_eq!(paid, frame::blocks(joined.len()) + spare_blocks);
+            prop_assert_eq!(joined, payload);
+            prop_assert!(reassembly.partial.is_empty());
+        }
+    }
+}
