@@ -4,9 +4,10 @@ use std::io;
 use std::path::PathBuf;
 
 use fabric_transport::link::LinkAddressError;
-use qos::{BitRate, InvalidBudget, InvalidRate, ParseBitRateError};
+use qos::{BitRate, InvalidBudget, InvalidRate, ParseBitRateError, PolicyError};
 
 use crate::address::{AddressError, MacAddress, PortName, Wwpn};
+use crate::admit::Direction;
 use crate::{INTERFACE_NAME_BYTES_MAX, LUN_MAX, MTU_MAX, MTU_MIN, NAME_BYTES_MAX};
 
 /// Why a lab file is refused.
@@ -89,9 +90,108 @@ pub enum Problem {
     #[error("{direction}: {source}; raise pir, lower cir, or leave pir out")]
     DeviceRate {
         /// Ingress or egress.
-        direction: &'static str,
+        direction: Direction,
         /// Why.
         source: InvalidRate,
+    },
+    /// More protected than there is to reserve.
+    #[error(
+        "{} protected is more than the {} reservable; lower protected",
+        protected.with_unit(),
+        reservable.with_unit()
+    )]
+    Protected {
+        /// What was to be protected.
+        protected: BitRate,
+        /// What is reservable.
+        reservable: BitRate,
+    },
+    /// A link that carries more than it is sold as.
+    #[error(
+        "payload {} is more than rate {}; lower payload",
+        payload.with_unit(),
+        rate.with_unit()
+    )]
+    Payload {
+        /// What it was to carry.
+        payload: BitRate,
+        /// The rate it is sold as.
+        rate: BitRate,
+    },
+    /// A part of nothing.
+    #[error("reservable is a part of rate; add rate = \"...\" or leave reservable out")]
+    ReservableWithoutRate,
+    /// A delay bound without a reservation.
+    #[error("{direction}: delay-us bounds what is reserved; add cir or leave delay-us out")]
+    DelayWithoutCir {
+        /// Ingress or egress.
+        direction: Direction,
+    },
+    /// A bound that nothing meets.
+    #[error("{direction}: delay-us is zero; use 1 or above, or leave it out")]
+    DelayIsZero {
+        /// Ingress or egress.
+        direction: Direction,
+    },
+    /// A limit of operations on a device that has none.
+    #[error("{direction}: iops is for vHBAs; limit a vNIC with pir")]
+    OperationsOfVnic {
+        /// Ingress or egress.
+        direction: Direction,
+    },
+    /// The device could never send.
+    #[error("{direction}: iops is zero; use 1 or above, or leave it out")]
+    OperationsAreZero {
+        /// Ingress or egress.
+        direction: Direction,
+    },
+    /// A burst of no limit.
+    #[error("{direction}: iops-burst belongs to iops; add iops or leave it out")]
+    OperationBurstAlone {
+        /// Ingress or egress.
+        direction: Direction,
+    },
+    /// A VM whose rate its devices exceed.
+    #[error(
+        "{direction}: {word} {} is below {}, the sum of its devices' cir; raise it or lower theirs",
+        rate.with_unit(),
+        devices.with_unit()
+    )]
+    VmBelowDevices {
+        /// Ingress or egress.
+        direction: Direction,
+        /// `cir` or `pir`.
+        word: &'static str,
+        /// The VM's.
+        rate: BitRate,
+        /// The sum of its devices' committed rates.
+        devices: BitRate,
+    },
+    /// A policy of another kind.
+    #[error("kind {kind:?} is no kind of policy; write network or san")]
+    PolicyKind {
+        /// The kind.
+        kind: String,
+    },
+    /// The rate words of a policy do not fit together.
+    #[error("{0}; raise pir, lower cir, or leave pir out")]
+    PolicyRate(InvalidRate),
+    /// A policy that is not there, or cannot be added.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A policy beside words of the device.
+    #[error("{direction}: words of its own stand beside policy {policy}; leave one of them out")]
+    PolicyAndWords {
+        /// Ingress or egress.
+        direction: Direction,
+        /// The reference.
+        policy: String,
+    },
+    /// Nothing that could be enabled.
+    #[error("{direction}: enabled belongs to a policy; add policy = \"set/name\" or leave it out")]
+    EnabledWithoutPolicy {
+        /// Ingress or egress.
+        direction: Direction,
     },
     /// Not the address of one station.
     #[error("MAC address {mac} is not unicast; use one like 02:00:00:00:00:01")]
@@ -212,15 +312,5 @@ unique! {
 impl From<ParseBitRateError> for Problem {
     fn from(error: ParseBitRateError) -> Self {
         Self::Rate(error)
-    }
-}
-
-/// A link's rate, which must be above zero.
-pub(crate) fn link_rate(text: &str) -> Result<BitRate, Problem> {
-    let rate: BitRate = text.parse()?;
-    if rate.is_zero() {
-        Err(Problem::LinkRateIsZero)
-    } else {
-        Ok(rate)
     }
 }

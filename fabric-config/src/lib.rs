@@ -4,8 +4,8 @@
 //! Parsed, then validated into types that cannot hold a wrong value: whoever has a [`LabConfig`]
 //! need not check again that ports exist, numbers are unique or rates fit together. What depends
 //! on the machine (a missing LUN file, a busy TAP name, an unwritable folder) is for the process
-//! that opens it. Reservations are admitted at the link, not here, so that one device too many
-//! does not keep the others from starting.
+//! that opens it. Reservations are admitted at the link, not by reading the file, so that one device
+//! too many does not keep the others from starting; [`LabConfig::admit`] asks all hops at once.
 //!
 //! ```toml
 //! [director]
@@ -13,14 +13,34 @@
 //! listen = ["tcp:127.0.0.1:7471"]
 //! [[director.link]]                  # director to host; absent: as the host's own
 //! host = "host1"
-//! rate = "10G"
-//! reservable = "9.5G"                # absent: 95 % of the rate
+//! rate = "10G"                       # what the link is sold as
+//! payload = "9.9G"                   # what it carries; default: the rate
+//! reservable = "9.4G"                # default: 95 % of the payload
+//! protected = "5G"                   # most of protected reservations; default: no limit of its own
+//! oversubscribe = false              # default; true: reservations beyond reservable are taken
+//!
+//! [[qos-policy]]                     # beside the predefined ones (module `policy` of qos)
+//! kind = "network"                   # for vNICs; or "san", for vHBAs
+//! set = "gold"
+//! name = "web"                       # referred to as gold/web
+//! cir = "200M"                       # these five as in a device's own words
+//! cbs-bytes = 0
+//! pir = "500M"
+//! pbs-bytes = 0
+//! weight = 0
 //!
 //! [[ethernet-port]]
 //! port = "10/1"
 //! tap = "orimono0"
 //! offloads = true                    # default; false: plain path, no checksum or segmentation
 //! mtu = 1500                         # default
+//! rate = "10G"                       # of each direction; default: the port is not scheduled
+//! reservable = "9G"                  # default: 95 % of the rate
+//!
+//! [[san-port]]                       # default: the port is not scheduled
+//! port = "12/1"
+//! rate = "8G"                        # as for an Ethernet port
+//! reservable = "7G"
 //!
 //! [[lun]]
 //! name = "lun0"
@@ -35,9 +55,11 @@
 //! name = "host1"
 //! director = ["tcp:127.0.0.1:7471"]  # or: embedded = true
 //! run-dir = "/run/orimono/host1"
-//! rate = "10G"
+//! rate = "10G"                       # payload, reservable, protected, oversubscribe: as above
 //! [[host.vm]]
 //! name = "vm1"
+//! ingress = { cir = "600M", pir = "2G", pbs-bytes = 0, weight = 0 }  # all devices; default: none
+//! egress = { pir = "2G" }
 //! [[host.vm.vnic]]
 //! name = "vn01"                      # the object is vn01.vm1
 //! id = 1
@@ -46,8 +68,8 @@
 //! mac = "02:00:00:00:00:01"
 //! mtu = 1500                         # default: the port's
 //! queues = 1                         # default
-//! ingress = { cir = "300M", pir = "1G", weight = 1 }
-//! egress = { cir = "300M", pir = "1G" }
+//! ingress = { cir = "300M", cbs-bytes = 0, pir = "1G", pbs-bytes = 0, weight = 1 }
+//! egress = { policy = "gold/web", enabled = true }    # default: best effort
 //! [[host.vm.vhba]]
 //! name = "vh01"
 //! id = 11
@@ -55,11 +77,36 @@
 //! wwpn = "50:01:39:71:00:00:00:0b"   # default: from the id
 //! queues = 1                         # default
 //! luns = [ { lun = 0, name = "lun0" } ]
+//! ingress = { cir = "100M", unprotected = true, iops = 2000, iops-burst = 20 }
+//! egress = { policy = "default/125M_250M" }
+//! [[host.vm]]
+//! name = "vm2"                       # no words of its own: its devices stand for themselves
+//! [[host.vm.vnic]]
+//! name = "vn01"
+//! id = 2
+//! port = "10/1"
+//! mac = "02:00:00:00:00:02"
+//! ingress = { cir = "50M", cbs-bytes = 3000, delay-us = 500 }
 //! ```
+//!
+//! | word of a direction | unit | for | default |
+//! | --- | --- | --- | --- |
+//! | `cir`, `pir` | bit/s, like `300M` | all | none: best effort, no peak |
+//! | `cbs-bytes`, `pbs-bytes` | byte | all | 0: automatic |
+//! | `weight` | - | all | 0: automatic |
+//! | `delay-us` | microsecond; with `cir` only, not in a VM that has words of its own | all | none |
+//! | `iops`, `iops-burst` | operations per second, operations | vHBA | none; 0: automatic |
+//! | `unprotected` | true: may be lost with one of two links | all | false |
+//! | `policy`, `enabled` | a reference in place of all other words | all | none; true |
+//!
+//! A VM's own `cir` holds its devices': they may not add up to more. A disabled policy stands for
+//! best effort until it is enabled.
 #![forbid(unsafe_code)]
 
 mod address;
+mod admit;
 mod error;
+mod rates;
 mod raw;
 mod validate;
 
@@ -69,9 +116,10 @@ use std::time::Duration;
 
 use fabric_transport::DeviceId;
 use fabric_transport::link::LinkAddress;
-use qos::{DeviceRate, LinkBudget};
+use qos::{Attachment, DeviceRate, LinkBudget, PolicyCatalog, VmRate};
 
 pub use address::{AddressError, MacAddress, PortName, Wwpn};
+pub use admit::{Admission, Direction, NotAdmitted, Refusal, require_admitted};
 pub use error::{ConfigError, Problem};
 
 /// Bytes of the name of a host, director, VM, LUN or device at most.
@@ -94,8 +142,12 @@ pub const VHBA_QUEUES_MAX: u16 = 16;
 pub struct LabConfig {
     /// The I/O director.
     pub director: DirectorConfig,
+    /// The predefined policies and those of the file.
+    pub policies: PolicyCatalog,
     /// Its Ethernet ports.
     pub ethernet_ports: Vec<EthernetPortConfig>,
+    /// Its SAN ports that have an entry of their own; LUNs stand behind others too.
+    pub san_ports: Vec<SanPortConfig>,
     /// The logical units behind its SAN ports.
     pub luns: Vec<LunConfig>,
     /// The hosts and their VMs.
@@ -122,6 +174,17 @@ pub struct EthernetPortConfig {
     pub offloads: bool,
     /// MTU of the interface.
     pub mtu: u16,
+    /// What the port carries, the same in each direction; `None`: it is not scheduled.
+    pub budget: Option<LinkBudget>,
+}
+
+/// A SAN port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SanPortConfig {
+    /// Its name.
+    pub port: PortName,
+    /// What the port carries, the same in each direction; `None`: it is not scheduled.
+    pub budget: Option<LinkBudget>,
 }
 
 /// A logical unit: a file or block device.
@@ -178,6 +241,10 @@ pub struct VmConfig {
     pub vnics: Vec<VnicConfig>,
     /// Its host bus adapters.
     pub vhbas: Vec<VhbaConfig>,
+    /// What all its devices together send; at least their committed rates, if it has one.
+    pub ingress: VmRate,
+    /// What all its devices together receive; at least their committed rates, if it has one.
+    pub egress: VmRate,
 }
 
 /// A virtual NIC.
@@ -197,10 +264,14 @@ pub struct VnicConfig {
     pub mtu: u16,
     /// Queue pairs.
     pub queues: u16,
-    /// What the guest sends.
+    /// What the guest sends: the words in force.
     pub ingress: DeviceRate,
-    /// What the guest receives.
+    /// The policy they are of, if any.
+    pub ingress_policy: Attachment,
+    /// What the guest receives: the words in force.
     pub egress: DeviceRate,
+    /// The policy they are of, if any.
+    pub egress_policy: Attachment,
 }
 
 /// A virtual HBA.
@@ -220,10 +291,14 @@ pub struct VhbaConfig {
     pub queues: u16,
     /// What the guest sees; the numbers are unique.
     pub luns: Vec<LunMapping>,
-    /// What the guest sends.
+    /// What the guest sends: the words in force.
     pub ingress: DeviceRate,
-    /// What the guest receives.
+    /// The policy they are of, if any.
+    pub ingress_policy: Attachment,
+    /// What the guest receives: the words in force.
     pub egress: DeviceRate,
+    /// The policy they are of, if any.
+    pub egress_policy: Attachment,
 }
 
 /// One line of a vHBA's LUN map.
@@ -260,6 +335,12 @@ impl LabConfig {
         self.ethernet_ports
             .iter()
             .find(|config| config.port == port)
+    }
+
+    /// The entry of the SAN port called `port`, if it has one.
+    #[must_use]
+    pub fn san_port(&self, port: PortName) -> Option<&SanPortConfig> {
+        self.san_ports.iter().find(|config| config.port == port)
     }
 
     /// The logical unit called `name`.

@@ -31,7 +31,11 @@ pub(crate) fn parse(text: &str) -> Result<Lab, ConfigError> {
 pub(crate) struct Lab {
     pub(crate) director: Director,
     #[serde(default)]
+    pub(crate) qos_policy: Vec<QosPolicy>,
+    #[serde(default)]
     pub(crate) ethernet_port: Vec<EthernetPort>,
+    #[serde(default)]
+    pub(crate) san_port: Vec<SanPort>,
     #[serde(default)]
     pub(crate) lun: Vec<Lun>,
     #[serde(default)]
@@ -53,7 +57,49 @@ pub(crate) struct Director {
 pub(crate) struct Link {
     pub(crate) host: Text,
     pub(crate) rate: Text,
+    pub(crate) payload: Option<Text>,
     pub(crate) reservable: Option<Text>,
+    pub(crate) protected: Option<Text>,
+    #[serde(default)]
+    pub(crate) oversubscribe: bool,
+}
+
+/// The keys that `[[host]]` and `[[director.link]]` share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LinkWords<'a> {
+    pub(crate) rate: &'a Text,
+    pub(crate) payload: Option<&'a Text>,
+    pub(crate) reservable: Option<&'a Text>,
+    pub(crate) protected: Option<&'a Text>,
+    pub(crate) oversubscribe: bool,
+}
+
+impl Link {
+    pub(crate) fn words(&self) -> LinkWords<'_> {
+        LinkWords {
+            rate: &self.rate,
+            payload: self.payload.as_ref(),
+            reservable: self.reservable.as_ref(),
+            protected: self.protected.as_ref(),
+            oversubscribe: self.oversubscribe,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct QosPolicy {
+    pub(crate) kind: Text,
+    pub(crate) set: Text,
+    pub(crate) name: Text,
+    pub(crate) cir: Option<Text>,
+    #[serde(default)]
+    pub(crate) cbs_bytes: u32,
+    pub(crate) pir: Option<Text>,
+    #[serde(default)]
+    pub(crate) pbs_bytes: u32,
+    #[serde(default)]
+    pub(crate) weight: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -63,6 +109,16 @@ pub(crate) struct EthernetPort {
     pub(crate) tap: Text,
     pub(crate) offloads: Option<bool>,
     pub(crate) mtu: Option<Spanned<u16>>,
+    pub(crate) rate: Option<Text>,
+    pub(crate) reservable: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct SanPort {
+    pub(crate) port: Text,
+    pub(crate) rate: Option<Text>,
+    pub(crate) reservable: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,15 +144,33 @@ pub(crate) struct Host {
     pub(crate) embedded: bool,
     pub(crate) run_dir: PathBuf,
     pub(crate) rate: Text,
+    pub(crate) payload: Option<Text>,
     pub(crate) reservable: Option<Text>,
+    pub(crate) protected: Option<Text>,
+    #[serde(default)]
+    pub(crate) oversubscribe: bool,
     #[serde(default)]
     pub(crate) vm: Vec<Vm>,
+}
+
+impl Host {
+    pub(crate) fn words(&self) -> LinkWords<'_> {
+        LinkWords {
+            rate: &self.rate,
+            payload: self.payload.as_ref(),
+            reservable: self.reservable.as_ref(),
+            protected: self.protected.as_ref(),
+            oversubscribe: self.oversubscribe,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Vm {
     pub(crate) name: Text,
+    pub(crate) ingress: Option<Spanned<VmRate>>,
+    pub(crate) egress: Option<Spanned<VmRate>>,
     #[serde(default)]
     pub(crate) vnic: Vec<Vnic>,
     #[serde(default)]
@@ -141,12 +215,55 @@ pub(crate) struct LunMapping {
     pub(crate) name: Text,
 }
 
+/// The words of one direction of a device: its own, or a policy.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Rate {
     pub(crate) cir: Option<Text>,
-    #[serde(default)]
-    pub(crate) cbs_bytes: u32,
+    pub(crate) cbs_bytes: Option<u32>,
+    pub(crate) pir: Option<Text>,
+    pub(crate) pbs_bytes: Option<u32>,
+    pub(crate) weight: Option<u32>,
+    pub(crate) delay_us: Option<Spanned<u32>>,
+    pub(crate) iops: Option<Spanned<u32>>,
+    pub(crate) iops_burst: Option<Spanned<u32>>,
+    pub(crate) unprotected: Option<bool>,
+    pub(crate) policy: Option<Text>,
+    pub(crate) enabled: Option<Spanned<bool>>,
+}
+
+impl Rate {
+    /// Whether it has words of its own.
+    pub(crate) fn has_own(&self) -> bool {
+        let Self {
+            cir,
+            cbs_bytes,
+            pir,
+            pbs_bytes,
+            weight,
+            delay_us,
+            iops,
+            iops_burst,
+            unprotected,
+            policy: _,
+            enabled: _,
+        } = self;
+        cir.is_some()
+            || cbs_bytes.is_some()
+            || pir.is_some()
+            || pbs_bytes.is_some()
+            || weight.is_some()
+            || delay_us.is_some()
+            || iops.is_some()
+            || iops_burst.is_some()
+            || unprotected.is_some()
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct VmRate {
+    pub(crate) cir: Option<Text>,
     pub(crate) pir: Option<Text>,
     #[serde(default)]
     pub(crate) pbs_bytes: u32,

@@ -2,6 +2,9 @@
 
 use super::*;
 
+mod admit;
+mod rates;
+
 const LAB: &str = r#"
 [director]
 name = "director1"
@@ -69,8 +72,12 @@ rate = "1G"
 
 /// Replaces the one place of `from` and gives the message of the error.
 fn refusal(from: &str, to: &str) -> String {
-    assert_eq!(LAB.matches(from).count(), 1, "{from}");
-    let error = LAB.replace(from, to).parse::<LabConfig>();
+    refusal_of(LAB, from, to)
+}
+
+fn refusal_of(lab: &str, from: &str, to: &str) -> String {
+    assert_eq!(lab.matches(from).count(), 1, "{from}");
+    let error = lab.replace(from, to).parse::<LabConfig>();
     let message = error.expect_err(to).to_string();
     assert!(!message.contains('\n'), "{message}");
     message

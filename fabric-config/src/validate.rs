@@ -4,23 +4,24 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fabric_transport::DeviceId;
-use qos::{DeviceRate, LinkBudget};
+use qos::{LinkBudget, PolicyCatalog, PolicyKind, VmRate};
 use toml::Spanned;
 
 use crate::address::{MacAddress, PortName, Wwpn};
-use crate::error::{ConfigError, Problem, Unique, link_rate};
+use crate::admit::Direction;
+use crate::error::{ConfigError, Problem, Unique};
 use crate::raw;
 use crate::{
     DirectorConfig, EthernetPortConfig, HostConfig, INTERFACE_NAME_BYTES_MAX, LUN_MAX, LabConfig,
-    LunConfig, LunMapping, MTU_MAX, MTU_MIN, NAME_BYTES_MAX, Uplink, VHBA_QUEUES_MAX,
-    VNIC_QUEUES_MAX, VhbaConfig, VmConfig, VnicConfig,
+    LunConfig, LunMapping, MTU_MAX, MTU_MIN, NAME_BYTES_MAX, SanPortConfig, Uplink,
+    VHBA_QUEUES_MAX, VNIC_QUEUES_MAX, VhbaConfig, VmConfig, VnicConfig,
 };
 
 const MTU_DEFAULT: u16 = 1500;
 const SERIAL_BYTES_MAX: usize = 64;
 const DELAY_MS_MAX: u64 = 600_000;
 
-type Result<T> = std::result::Result<T, ConfigError>;
+pub(crate) type Result<T> = std::result::Result<T, ConfigError>;
 
 /// Who has which value of one kind.
 struct Owners<T>(BTreeMap<T, String>);
@@ -44,9 +45,11 @@ impl<T: Unique> Owners<T> {
     }
 }
 
-struct Validator<'a> {
+pub(crate) struct Validator<'a> {
     text: &'a str,
+    pub(crate) policies: PolicyCatalog,
     ethernet_ports: Vec<EthernetPortConfig>,
+    san_ports: Vec<SanPortConfig>,
     luns: Vec<LunConfig>,
     device_ids: Owners<DeviceId>,
     macs: Owners<MacAddress>,
@@ -57,7 +60,9 @@ struct Validator<'a> {
 pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
     let mut validator = Validator {
         text,
+        policies: PolicyCatalog::default(),
         ethernet_ports: Vec::new(),
+        san_ports: Vec::new(),
         luns: Vec::new(),
         device_ids: Owners::default(),
         macs: Owners::default(),
@@ -69,7 +74,9 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         listen: validator.addresses(&format!("director {director_name}"), &raw.director.listen)?,
         name: director_name,
     };
-    validator.ports(&raw.ethernet_port)?;
+    validator.policies(&raw.qos_policy)?;
+    validator.ethernet_ports(&raw.ethernet_port)?;
+    validator.san_ports(&raw.san_port)?;
     validator.luns(&raw.lun)?;
     let downlinks = validator.downlinks(&raw)?;
     let mut host_names = Owners::default();
@@ -78,13 +85,17 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         hosts.push(validator.host(host, &downlinks, &mut host_names)?);
     }
     let Validator {
+        policies,
         ethernet_ports,
+        san_ports,
         luns,
         ..
     } = validator;
     Ok(LabConfig {
         director,
+        policies,
         ethernet_ports,
+        san_ports,
         luns,
         hosts,
     })
@@ -99,7 +110,7 @@ fn usable_name(name: &str, bytes_max: usize, also: &str) -> bool {
 
 impl Validator<'_> {
     /// Adds the place of `value` and its `object` to a problem.
-    fn at<S, T>(
+    pub(crate) fn at<S, T>(
         &self,
         object: &str,
         value: &Spanned<S>,
@@ -113,7 +124,7 @@ impl Validator<'_> {
     }
 
     /// As [`Self::at`], for a condition.
-    fn require<S>(
+    pub(crate) fn require<S>(
         &self,
         object: &str,
         value: &Spanned<S>,
@@ -169,7 +180,7 @@ impl Validator<'_> {
         Ok(queues)
     }
 
-    fn ports(&mut self, ports: &[raw::EthernetPort]) -> Result<()> {
+    fn ethernet_ports(&mut self, ports: &[raw::EthernetPort]) -> Result<()> {
         let (mut names, mut taps) = (Owners::default(), Owners::default());
         for raw in ports {
             let port = self.port("ethernet-port", &raw.port)?;
@@ -187,9 +198,36 @@ impl Validator<'_> {
                 tap: tap.clone(),
                 offloads: raw.offloads.unwrap_or(true),
                 mtu: self.mtu(&object, raw.mtu.as_ref(), MTU_DEFAULT)?,
+                budget: self.port_budget(&object, raw.rate.as_ref(), raw.reservable.as_ref())?,
             });
         }
         Ok(())
+    }
+
+    fn san_ports(&mut self, ports: &[raw::SanPort]) -> Result<()> {
+        let mut names = Owners::default();
+        for raw in ports {
+            let port = self.port("san-port", &raw.port)?;
+            let object = format!("san-port {port}");
+            self.at(&object, &raw.port, names.claim(&port, &object))?;
+            self.require_san(&object, &raw.port, port)?;
+            let budget = self.port_budget(&object, raw.rate.as_ref(), raw.reservable.as_ref())?;
+            self.san_ports.push(SanPortConfig { port, budget });
+        }
+        Ok(())
+    }
+
+    /// Refuses an Ethernet port where a SAN port is meant.
+    fn require_san(&self, object: &str, raw: &raw::Text, port: PortName) -> Result<()> {
+        let ethernet = self
+            .ethernet_ports
+            .iter()
+            .any(|ethernet| ethernet.port == port);
+        self.require(object, raw, !ethernet, || Problem::NoSuchPort {
+            kind: "SAN",
+            port,
+            next_step: "it is an Ethernet port, choose another",
+        })
     }
 
     fn luns(&mut self, luns: &[raw::Lun]) -> Result<()> {
@@ -199,15 +237,7 @@ impl Validator<'_> {
             let object = format!("lun {name}");
             self.at(&object, &raw.name, names.claim(&name, &object))?;
             let port = self.port(&object, &raw.port)?;
-            let ethernet = self
-                .ethernet_ports
-                .iter()
-                .any(|ethernet| ethernet.port == port);
-            self.require(&object, &raw.port, !ethernet, || Problem::NoSuchPort {
-                kind: "SAN",
-                port,
-                next_step: "it is an Ethernet port, choose another",
-            })?;
+            self.require_san(&object, &raw.port, port)?;
             let block_bytes = raw
                 .block_bytes
                 .as_ref()
@@ -248,26 +278,6 @@ impl Validator<'_> {
         Ok(())
     }
 
-    fn budget(
-        &self,
-        object: &str,
-        hop: String,
-        rate: &raw::Text,
-        reservable: Option<&raw::Text>,
-    ) -> Result<LinkBudget> {
-        let link = self.at(object, rate, link_rate(rate.get_ref()))?;
-        let Some(reservable) = reservable else {
-            return Ok(LinkBudget::new(hop, link));
-        };
-        let bits = self.at(
-            object,
-            reservable,
-            reservable.get_ref().parse::<qos::BitRate>(),
-        )?;
-        let budget = LinkBudget::with_reservable(hop, link, bits).map_err(Problem::Budget);
-        self.at(object, reservable, budget)
-    }
-
     fn downlinks(&self, raw: &raw::Lab) -> Result<BTreeMap<String, LinkBudget>> {
         let mut names = Owners::default();
         let mut downlinks = BTreeMap::new();
@@ -280,7 +290,7 @@ impl Validator<'_> {
             })?;
             self.at(&object, &link.host, names.claim(host, &object))?;
             let hop = format!("{host} downlink");
-            let budget = self.budget(&object, hop, &link.rate, link.reservable.as_ref())?;
+            let budget = self.link_budget(&object, hop, link.words())?;
             downlinks.insert(host.clone(), budget);
         }
         Ok(downlinks)
@@ -302,11 +312,10 @@ impl Validator<'_> {
         } else {
             Uplink::Director(self.addresses(&object, &raw.director)?)
         };
-        let reservable = raw.reservable.as_ref();
-        let budget = self.budget(&object, format!("{name} uplink"), &raw.rate, reservable)?;
+        let budget = self.link_budget(&object, format!("{name} uplink"), raw.words())?;
         let downlink = match downlinks.get(&name) {
             Some(downlink) => downlink.clone(),
-            None => self.budget(&object, format!("{name} downlink"), &raw.rate, reservable)?,
+            None => self.link_budget(&object, format!("{name} downlink"), raw.words())?,
         };
         let vms = raw.vm.iter().map(|vm| self.vm(vm)).collect::<Result<_>>()?;
         Ok(HostConfig {
@@ -334,11 +343,16 @@ impl Validator<'_> {
             .vhba
             .iter()
             .map(|vhba| self.vhba(vhba, &name, &mut devices));
-        Ok(VmConfig {
+        let mut vm = VmConfig {
             vhbas: vhbas.collect::<Result<_>>()?,
             name,
             vnics,
-        })
+            ingress: VmRate::default(),
+            egress: VmRate::default(),
+        };
+        vm.ingress = self.vm_rate(&vm, Direction::Ingress, raw.ingress.as_ref())?;
+        vm.egress = self.vm_rate(&vm, Direction::Egress, raw.egress.as_ref())?;
+        Ok(vm)
     }
 
     /// Name and id of a device, checked and claimed.
@@ -407,6 +421,11 @@ impl Validator<'_> {
                 }
             })?;
         }
+        let kind = PolicyKind::Network;
+        let (ingress, ingress_policy) =
+            self.rate(&object, kind, Direction::Ingress, raw.ingress.as_ref())?;
+        let (egress, egress_policy) =
+            self.rate(&object, kind, Direction::Egress, raw.egress.as_ref())?;
         Ok(VnicConfig {
             name,
             id,
@@ -415,8 +434,10 @@ impl Validator<'_> {
             mac,
             mtu,
             queues: self.queues(&object, raw.queues.as_ref(), VNIC_QUEUES_MAX)?,
-            ingress: self.rate(&object, "ingress", raw.ingress.as_ref())?,
-            egress: self.rate(&object, "egress", raw.egress.as_ref())?,
+            ingress,
+            ingress_policy,
+            egress,
+            egress_policy,
         })
     }
 
@@ -428,19 +449,12 @@ impl Validator<'_> {
     ) -> Result<VhbaConfig> {
         let (name, object, id) = self.device("vhba", (&raw.name, &raw.id), vm, devices)?;
         let port = self.port(&object, &raw.port)?;
-        let ethernet = self
-            .ethernet_ports
-            .iter()
-            .any(|ethernet| ethernet.port == port);
+        self.require_san(&object, &raw.port, port)?;
         let known = self.luns.iter().any(|lun| lun.port == port);
         self.require(&object, &raw.port, known, || Problem::NoSuchPort {
             kind: "SAN",
             port,
-            next_step: if ethernet {
-                "it is an Ethernet port, choose another"
-            } else {
-                "add a [[lun]] behind it"
-            },
+            next_step: "add a [[lun]] behind it",
         })?;
         let wwpn = match &raw.wwpn {
             Some(text) => self.at(&object, text, text.get_ref().parse::<Wwpn>())?,
@@ -456,6 +470,11 @@ impl Validator<'_> {
         for mapping in &raw.luns {
             luns.push(self.lun_mapping(&object, port, mapping, &mut numbers)?);
         }
+        let kind = PolicyKind::San;
+        let (ingress, ingress_policy) =
+            self.rate(&object, kind, Direction::Ingress, raw.ingress.as_ref())?;
+        let (egress, egress_policy) =
+            self.rate(&object, kind, Direction::Egress, raw.egress.as_ref())?;
         Ok(VhbaConfig {
             name,
             id,
@@ -464,8 +483,10 @@ impl Validator<'_> {
             wwpn,
             queues: self.queues(&object, raw.queues.as_ref(), VHBA_QUEUES_MAX)?,
             luns,
-            ingress: self.rate(&object, "ingress", raw.ingress.as_ref())?,
-            egress: self.rate(&object, "egress", raw.egress.as_ref())?,
+            ingress,
+            ingress_policy,
+            egress,
+            egress_policy,
         })
     }
 
@@ -502,31 +523,5 @@ impl Validator<'_> {
             lun,
             name: name.clone(),
         })
-    }
-
-    fn rate(
-        &self,
-        object: &str,
-        direction: &'static str,
-        raw: Option<&Spanned<raw::Rate>>,
-    ) -> Result<DeviceRate> {
-        let Some(spanned) = raw else {
-            return Ok(DeviceRate::best_effort());
-        };
-        let raw = spanned.get_ref();
-        let bits = |text: &raw::Text| self.at(object, text, text.get_ref().parse::<qos::BitRate>());
-        let rate = DeviceRate {
-            cir: raw.cir.as_ref().map(bits).transpose()?.unwrap_or_default(),
-            cbs_bytes: raw.cbs_bytes,
-            pir: raw.pir.as_ref().map(bits).transpose()?,
-            pbs_bytes: raw.pbs_bytes,
-            weight: raw.weight,
-            ..DeviceRate::default()
-        };
-        let fits = rate
-            .validate()
-            .map_err(|source| Problem::DeviceRate { direction, source });
-        self.at(object, spanned, fits)?;
-        Ok(rate)
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use fabric_config::{HostConfig, LabConfig, VhbaConfig, VnicConfig};
 use fabric_payload::ethernet::Offloads;
 use fabric_transport::LaneClient;
-use fabric_transport::endpoint::{DeviceGrant, session_config};
+use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
 use fabric_transport::uplink::{Addresses, Connector, Uplink, UplinkConfig, UplinkDevice};
 use io_director::Director;
 use vhba_backend::VhbaDevice;
@@ -56,11 +56,17 @@ impl HostAgent {
             )
         })?;
         let mut devices = Vec::new();
-        for vnic in host.vnics() {
-            devices.push(vnic_device(lab, vnic)?);
-        }
-        for vhba in host.vhbas() {
-            devices.push(vhba_device(vhba)?);
+        for vm in &host.vms {
+            let grant = VmGrant {
+                name: vm.name.clone(),
+                rate: vm.ingress,
+            };
+            for vnic in &vm.vnics {
+                devices.push(vnic_device(lab, vnic, &grant)?);
+            }
+            for vhba in &vm.vhbas {
+                devices.push(vhba_device(vhba, &grant)?);
+            }
         }
         prepare_run_dir(&host.run_dir)?;
         let (connector, director) = connector(lab, host)?;
@@ -113,7 +119,7 @@ pub(crate) fn socket_path(host: &HostConfig, device: &str) -> PathBuf {
     host.run_dir.join(format!("{device}.sock"))
 }
 
-fn vnic_device(lab: &LabConfig, config: &VnicConfig) -> Result<Device> {
+fn vnic_device(lab: &LabConfig, config: &VnicConfig, vm: &VmGrant) -> Result<Device> {
     let port = lab.ethernet_port(config.port);
     let offloads = port.is_some_and(|port| port.offloads);
     let device = VnicDevice::new(vnic_backend::VnicConfig {
@@ -135,8 +141,8 @@ fn vnic_device(lab: &LabConfig, config: &VnicConfig) -> Result<Device> {
         id: config.id,
         generation: config.generation,
         grant: DeviceGrant {
-            vm: None,
             rate: config.ingress,
+            vm: Some(vm.clone()),
             windows: vnic_backend::windows(),
             client: device.clone() as Arc<dyn LaneClient>,
         },
@@ -148,7 +154,7 @@ fn vnic_device(lab: &LabConfig, config: &VnicConfig) -> Result<Device> {
     })
 }
 
-fn vhba_device(config: &VhbaConfig) -> Result<Device> {
+fn vhba_device(config: &VhbaConfig, vm: &VmGrant) -> Result<Device> {
     let device = VhbaDevice::new(vhba_backend::VhbaConfig {
         name: config.name.clone(),
         device: config.id,
@@ -158,8 +164,8 @@ fn vhba_device(config: &VhbaConfig) -> Result<Device> {
         id: config.id,
         generation: config.generation,
         grant: DeviceGrant {
-            vm: None,
             rate: config.ingress,
+            vm: Some(vm.clone()),
             windows: vhba_backend::windows(),
             client: device.clone() as Arc<dyn LaneClient>,
         },

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use fabric_config::LabConfig;
+use fabric_config::{LabConfig, require_admitted};
 use host_agent::{HostAgent, qemu_args};
 use orimono_qemu::{Accelerator, Qemu};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -26,9 +26,13 @@ struct Arguments {
     /// Which host of the lab file this is; needed unless it has only one
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
-    /// Only read the lab file, then stop
+    /// Only read the lab file and print what each hop has promised, then stop; refuses
+    /// reservations that do not fit
     #[arg(long)]
     check: bool,
+    /// Take reservations beyond what a hop can keep, on every hop; then all of them are scaled down
+    #[arg(long)]
+    oversubscribe: bool,
     /// Print the QEMU arguments of this VM, then stop
     #[arg(long, value_name = "VM")]
     print_qemu_args: Option<String>,
@@ -70,7 +74,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let lab = LabConfig::read(&arguments.config)?;
+    let mut lab = LabConfig::read(&arguments.config)?;
     if let Some(vm) = &arguments.print_qemu_args {
         return print_qemu_args(&lab, vm, arguments);
     }
@@ -79,9 +83,6 @@ fn run(arguments: &Arguments) -> Result<()> {
         (None, [only]) => only.name.clone(),
         (None, _) => anyhow::bail!("the lab file has several hosts or none: name one with --host"),
     };
-    if arguments.check {
-        return Ok(());
-    }
     let filter = EnvFilter::try_new(&arguments.log)
         .with_context(|| format!("--log {} is no filter: try info", arguments.log))?;
     tracing_subscriber::fmt()
@@ -89,6 +90,25 @@ fn run(arguments: &Arguments) -> Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
+    if arguments.oversubscribe {
+        lab.oversubscribe();
+    }
+    let admissions = lab.admit();
+    for over in admissions.iter().filter(|hop| !hop.over().is_zero()) {
+        tracing::warn!(
+            hop = over.budget.hop(),
+            direction = %over.direction,
+            reserved = %over.reserved.with_unit(),
+            reservable = %over.budget.reservable().with_unit(),
+            "hop is oversubscribed"
+        );
+    }
+    if arguments.check {
+        for admission in &admissions {
+            writeln!(std::io::stdout(), "{admission}")?;
+        }
+        return Ok(require_admitted(&admissions)?);
+    }
     // Before any thread starts, so that an early signal is not lost.
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be taken")?;
     let agent = HostAgent::start(&lab, &host, arguments.allow_unsealed_memory)?;

@@ -62,6 +62,9 @@ macro_rules! counters {
 
 counters! {
     /// Of a vNIC, seen from the fabric: ingress is what the guest sends.
+    ///
+    /// On a port with a rate there are also `port_queued_frames` and `port_queued_bytes`, which
+    /// wait for the wire now, and `port_waited_us`, the sum of what frames waited for it.
     VnicCounters {
         /// Frames from the guest that were switched.
         ingress_frames,
@@ -79,12 +82,15 @@ counters! {
         dropped_foreign_source,
         /// From the guest: to itself.
         dropped_own_destination,
-        /// To the guest: no credit, its back end does not take frames.
+        /// To the guest: its lane is blocked. It has no credit, as its back end takes no frames, or
+        /// its queue to the host is full, at 5 ms of its peak rate or less.
         dropped_blocked,
         /// To the guest: not attached.
         dropped_down,
         /// Frames of a session that was replaced.
         dropped_stale,
+        /// From the guest: waited for the port when the session ended.
+        dropped_session_ended,
     }
 }
 
@@ -112,6 +118,9 @@ counters! {
 
 counters! {
     /// Of a vHBA.
+    ///
+    /// Where commands have to wait for the port there are also `port_held_commands`, which do now,
+    /// and `port_held_us`, the sum of what commands did.
     VhbaCounters {
         /// Commands that were executed.
         commands,

@@ -1,5 +1,6 @@
 //! Who may attach what: hosts, their sessions and devices; opening and closing in order.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,15 +9,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fabric_config::{HostConfig, LabConfig, PortName};
 use fabric_transport::acceptor::Acceptor;
 use fabric_transport::control::Windows;
-use fabric_transport::endpoint::{DeviceGrant, Endpoint, session_config};
+use fabric_transport::endpoint::{DeviceGrant, Endpoint, VmGrant, session_config};
 use fabric_transport::link::LinkAddress;
 use fabric_transport::session::{CloseReason, Role};
 use fabric_transport::{DeviceId, Directory, EndpointConfig, LaneClient};
-use qos::{DeviceRate, LinkBudget};
+use qos::{AdmissionError, DeviceRate, LinkBudget};
 
 use crate::counters::Snapshot;
 use crate::ethernet::{self, EthernetPort, TapError};
-use crate::san::{self, Lun, Vhba, VhbaError};
+use crate::san::{self, Lun, SanPort, Vhba, VhbaError};
 
 /// Why a director cannot start; everything that was opened is closed again.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +79,8 @@ struct Books {
     devices: HashMap<DeviceId, Device>,
     ethernet_ports: BTreeMap<PortName, EthernetPort>,
     vhbas: BTreeMap<DeviceId, Vhba>,
+    /// Their threads end after the vHBAs that wait for them.
+    _san_ports: BTreeMap<PortName, SanPort>,
 }
 
 #[derive(Debug)]
@@ -96,6 +99,7 @@ struct HostSession {
 struct Device {
     host: String,
     generation: u32,
+    vm: VmGrant,
     egress: DeviceRate,
     kind: DeviceKind,
 }
@@ -121,19 +125,24 @@ impl Director {
             })?;
             luns.insert(lun.name.clone(), Arc::new(open));
         }
+        let mut san_ports = BTreeMap::new();
         let mut vhbas = BTreeMap::new();
         for vhba in config.hosts.iter().flat_map(HostConfig::vhbas) {
-            let started = Vhba::start(vhba, &luns).map_err(|source| DirectorError::Vhba {
+            let failed = |source| DirectorError::Vhba {
                 name: vhba.name.clone(),
                 source,
-            })?;
+            };
+            let port = san_port(config, vhba.port, &mut san_ports).map_err(failed)?;
+            let started = Vhba::start(vhba, &luns, port).map_err(failed)?;
             vhbas.insert(vhba.id, started);
         }
         let mut ethernet_ports = BTreeMap::new();
         for port in &config.ethernet_ports {
-            let vnics = config.hosts.iter().flat_map(HostConfig::vnics);
-            let started = EthernetPort::start(port, vnics.filter(|vnic| vnic.port == port.port))
-                .map_err(|source| DirectorError::EthernetPort {
+            let vms = config.hosts.iter().flat_map(|host| &host.vms);
+            let vnics = vms.flat_map(|vm| vm.vnics.iter().map(move |vnic| (vm, vnic)));
+            let vnics = vnics.filter(|(_, vnic)| vnic.port == port.port);
+            let started =
+                EthernetPort::start(port, vnics).map_err(|source| DirectorError::EthernetPort {
                     port: port.port,
                     source,
                 })?;
@@ -149,6 +158,7 @@ impl Director {
             devices: devices(config).collect(),
             ethernet_ports,
             vhbas,
+            _san_ports: san_ports,
         };
         tracing::info!(
             director = config.director.name,
@@ -219,6 +229,31 @@ impl Director {
         self.acceptors.iter().map(Acceptor::address)
     }
 
+    /// Gives a device other words at its port, in force at once; what waits there stays, in its
+    /// order. The links of its host have schedulers of their own. A port without a rate, or a
+    /// device that is not there, has nothing to change.
+    ///
+    /// # Errors
+    /// The port cannot carry them; nothing has changed.
+    pub fn set_port_rates(
+        &self,
+        device: DeviceId,
+        ingress: DeviceRate,
+        egress: DeviceRate,
+    ) -> Result<(), AdmissionError> {
+        match self.books.devices.get(&device).map(|device| device.kind) {
+            Some(DeviceKind::Vnic(port)) => match self.books.ethernet_ports.get(&port) {
+                Some(port) => port.set_rates(device, ingress, egress),
+                None => Ok(()),
+            },
+            Some(DeviceKind::Vhba) => match self.books.vhbas.get(&device) {
+                Some(vhba) => vhba.set_rates(ingress, egress),
+                None => Ok(()),
+            },
+            None => Ok(()),
+        }
+    }
+
     /// The counters of all ports and devices.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Snapshot> {
@@ -245,24 +280,49 @@ impl Drop for Director {
     }
 }
 
+/// The SAN port of a vHBA, started for the first of them.
+fn san_port<'a>(
+    config: &LabConfig,
+    port: PortName,
+    started: &'a mut BTreeMap<PortName, SanPort>,
+) -> Result<&'a SanPort, VhbaError> {
+    match started.entry(port) {
+        Entry::Occupied(known) => Ok(known.into_mut()),
+        Entry::Vacant(vacant) => {
+            let budget = config.san_port(port).and_then(|port| port.budget.as_ref());
+            let vms = config.hosts.iter().flat_map(|host| &host.vms);
+            let vhbas = vms.flat_map(|vm| vm.vhbas.iter().map(move |vhba| (vm, vhba)));
+            let vhbas = vhbas.filter(|(_, vhba)| vhba.port == port);
+            let started = SanPort::start(port, budget, vhbas).map_err(VhbaError::Thread)?;
+            Ok(vacant.insert(started))
+        }
+    }
+}
+
 fn devices(config: &LabConfig) -> impl Iterator<Item = (DeviceId, Device)> {
-    config.hosts.iter().flat_map(|host| {
-        let vnics = host.vnics().map(|vnic| {
+    let vms = config
+        .hosts
+        .iter()
+        .flat_map(|host| host.vms.iter().map(move |vm| (host, vm)));
+    vms.flat_map(|(host, vm)| {
+        let vnics = vm.vnics.iter().map(|vnic| {
             let kind = DeviceKind::Vnic(vnic.port);
             (vnic.id, vnic.generation, vnic.egress, kind)
         });
-        let vhbas = host.vhbas();
+        let vhbas = vm.vhbas.iter();
         let vhbas = vhbas.map(|vhba| (vhba.id, vhba.generation, vhba.egress, DeviceKind::Vhba));
         vnics.chain(vhbas).map(|(id, generation, egress, kind)| {
-            (
-                id,
-                Device {
-                    host: host.name.clone(),
-                    generation,
-                    egress,
-                    kind,
+            let device = Device {
+                host: host.name.clone(),
+                generation,
+                vm: VmGrant {
+                    name: vm.name.clone(),
+                    rate: vm.egress,
                 },
-            )
+                egress,
+                kind,
+            };
+            (id, device)
         })
     })
 }
@@ -288,6 +348,21 @@ fn next_epoch(last: u16, unix_seconds: u64) -> u16 {
     // Later than `next` alone could be half of the circle away from `last`, which is not later.
     let ahead = epoch_is_later(clock, next) && epoch_is_later(clock, last);
     if last == 0 || ahead { clock } else { next }
+}
+
+/// What the operator reads when a port cannot carry a device.
+fn refusal(error: &AdmissionError) -> String {
+    let next_step = match error {
+        AdmissionError::InvalidRate { source, .. } => {
+            return format!("{error}: {source}; correct cir and pir");
+        }
+        AdmissionError::Unprotectable { .. } | AdmissionError::DelayBound { .. } => {
+            return error.to_string();
+        }
+        AdmissionError::Oversubscribed { .. } => "lower a cir on this port or detach a device",
+        _ => "detach a device first",
+    };
+    format!("{error}; {next_step}")
 }
 
 impl Host {
@@ -346,18 +421,20 @@ impl Directory for Books {
         let granted: Option<(Windows, Arc<dyn LaneClient>)> = match known.kind {
             DeviceKind::Vnic(port) => {
                 let port = self.ethernet_ports.get(&port);
-                port.and_then(|port| port.client(device))
-                    .map(|client| (ethernet::WINDOWS, client))
+                let client = port.map(|port| port.client(device)).transpose();
+                let client = client.map_err(|error| refusal(&error))?.flatten();
+                client.map(|client| (ethernet::WINDOWS, client))
             }
-            DeviceKind::Vhba => self
-                .vhbas
-                .get(&device)
-                .map(|vhba| (san::WINDOWS, vhba.client())),
+            DeviceKind::Vhba => {
+                let client = self.vhbas.get(&device).map(Vhba::client).transpose();
+                let client = client.map_err(|error| refusal(&error))?;
+                client.map(|client| (san::WINDOWS, client))
+            }
         };
         let (windows, client) = granted.ok_or_else(|| format!("{device} has no port"))?;
         Ok(DeviceGrant {
-            vm: None,
             rate: known.egress,
+            vm: Some(known.vm.clone()),
             windows,
             client,
         })

@@ -12,14 +12,21 @@
 //! | [`san`] | vHBAs, one thread for each of their LUNs, files as block devices |
 //! | [`counters`] | what was done and what was dropped, by device and reason |
 //!
+//! **A port with a rate has a scheduler** for each direction (`port_scheduler`, `port_direction`):
+//! `ethernet::wire` for frames, `san::command_queue` for commands. What it does not let go yet
+//! keeps its fabric credit, so guests are slowed down and nothing is dropped.
+//!
 //! **Memory is bounded by the windows** that the director offers: a host can have at most
-//! [`san::WINDOWS`] of commands and write data of one vHBA waiting here, and nothing of a vNIC
-//! waits at all. It does not know QEMU, virtqueues or profiles. `unsafe` is in `ethernet::sys`
-//! only.
+//! [`san::WINDOWS`] of commands and write data of one vHBA waiting here, and of a vNIC
+//! [`ethernet::WINDOWS`] of frames on a port with a rate and nothing at all on another. It does
+//! not know QEMU, virtqueues or profiles. `unsafe` is in `ethernet::sys` only.
 
 pub mod counters;
+mod credit;
 pub mod director;
 pub mod ethernet;
+mod port_direction;
+mod port_scheduler;
 pub mod san;
 
 pub use director::{Director, DirectorError};

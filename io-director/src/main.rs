@@ -1,12 +1,12 @@
 //! The I/O director as a process.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use fabric_config::LabConfig;
+use fabric_config::{LabConfig, require_admitted};
 use io_director::Director;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -19,9 +19,13 @@ struct Arguments {
     /// The lab file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Opens all ports and files, closes them again and exits.
+    /// Prints what each hop has promised, opens all ports and files, closes them again and exits.
+    /// Refuses reservations that do not fit.
     #[arg(long)]
     check: bool,
+    /// Takes reservations beyond what a hop can keep, on every hop; then all of them are scaled down.
+    #[arg(long)]
+    oversubscribe: bool,
     /// What is logged to standard error, like info or io_director=debug; default: RUST_LOG, info.
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -56,9 +60,26 @@ fn run(arguments: &Arguments) -> Result<()> {
         .init();
     // Before anything is opened: a signal during the start ends in order too.
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be taken")?;
-    let config = LabConfig::read(&arguments.config)
+    let mut config = LabConfig::read(&arguments.config)
         .with_context(|| format!("lab file {}", arguments.config.display()))?;
+    if arguments.oversubscribe {
+        config.oversubscribe();
+    }
+    let admissions = config.admit();
+    for over in admissions.iter().filter(|hop| !hop.over().is_zero()) {
+        tracing::warn!(
+            hop = over.budget.hop(),
+            direction = %over.direction,
+            reserved = %over.reserved.with_unit(),
+            reservable = %over.budget.reservable().with_unit(),
+            "hop is oversubscribed"
+        );
+    }
     if arguments.check {
+        for admission in &admissions {
+            writeln!(std::io::stdout(), "{admission}")?;
+        }
+        require_admitted(&admissions)?;
         return Director::check(&config).context("director cannot start");
     }
     let mut director = Director::start(&config).context("director cannot start")?;

@@ -193,6 +193,35 @@ fn right_lab_file_passes_the_check_and_wrong_usage_is_exit_code_2() {
 }
 
 #[test]
+fn reservations_that_do_not_fit_fail_the_check_unless_oversubscribed() {
+    let site = Site::new();
+    let too_much = (
+        "mac = \"02:15:97:00:00:01\"",
+        "mac = \"02:15:97:00:00:01\"\negress = { cir = \"9.6G\" }",
+    );
+    let hop = "host1 downlink egress: nominal 10 Gb/s, payload 10 Gb/s, reservable 9.5 Gb/s, ";
+    for name in ["io-director", "host-agent"] {
+        let words = ["vnic vn01.vm1", "host1 downlink", "100 Mb/s missing"];
+        site.refuses(name, too_much, &["--check"], &words);
+        let output = site.run(name, too_much, &["--check", "--oversubscribe"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        let line = format!("{hop}reserved 9.6 Gb/s, free 0 bit/s, oversubscribed by 100 Mb/s");
+        assert!(text.lines().any(|found| found == line), "{text}");
+        let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
+        let warned = warnings
+            .lines()
+            .filter(|line| line.contains("hop is oversubscribed"));
+        let warned: Vec<_> = warned.collect();
+        assert_eq!(warned.len(), 1, "{warnings}");
+        assert!(
+            warned.iter().all(|line| line.contains("host1 downlink")),
+            "{warnings}"
+        );
+    }
+}
+
+#[test]
 fn printed_arguments_are_what_qemu_needs() {
     let site = Site::new();
     let output = site.run(

@@ -4,6 +4,8 @@ mod port;
 mod switch;
 mod sys;
 mod tap;
+mod vnic_session;
+mod wire;
 
 pub use port::{EthernetPort, WINDOWS};
 pub use switch::{AGE_MAX, Destination, DropReason, LEARNED_MAX, Source, Switch};

@@ -1,40 +1,52 @@
 //! The shell of an Ethernet port: moves frames between the TAP and the lanes of vNICs.
 //!
 //! Frames from guests are switched on their link's thread; one thread per port reads the TAP.
-//! Nothing waits here: a TAP or lane that does not take a frame loses it, counted by reason, so no
-//! guest can hold up another. Frames of one lane are always [`Receipt::Consumed`].
+//!
+//! **A port without a rate** lets nothing wait: a TAP or lane that does not take a frame loses it,
+//! counted by reason, so no guest can hold up another.
+//!
+//! **A port with a rate** has a scheduler ([`super::wire`]). A frame to the LAN waits there for its
+//! turn and keeps its credit until it is written: a vNIC above its rate runs
+//! out of credit, its ring is not read, and nothing is dropped. What waits is bounded by
+//! [`WINDOWS`]. Frames of a vNIC to the LAN keep their order; a frame to another vNIC of the port
+//! does not use the wire and may overtake them. From the LAN, frames are taken at the port's rate,
+//! one by one: what is more waits in the TAP's own queue.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
-use fabric_config::{EthernetPortConfig, PortName, VnicConfig};
-use fabric_payload::ethernet::{
-    ETHERNET_HEADER_BYTES, Offloads, PAYLOAD_BYTES_MAX, VirtioNetHeader,
-};
+use fabric_config::{EthernetPortConfig, PortName, VmConfig, VnicConfig};
+use fabric_payload::ethernet::{FRAME_BYTES_MAX, Offloads, PAYLOAD_BYTES_MAX, VirtioNetHeader};
 use fabric_transport::control::Windows;
 use fabric_transport::endpoint::now;
-use fabric_transport::{
-    DeviceId, FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused, VirtualLane,
-};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use fabric_transport::frame::blocks;
+use fabric_transport::{DeviceId, FrameBuffer, LaneClient, LaneSet, SendRefused, VirtualLane};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
+use qos::{AdmissionError, DeviceRate, MonotonicTime};
 
 use super::switch::{Destination, DropReason, Source, Switch};
 use super::tap::{Tap, TapError};
+use super::vnic_session::VnicSession;
+use super::wire::Wire;
 use crate::counters::{PortCounters, Snapshot, VnicCounters};
-use crate::director::epoch_is_later;
+use crate::credit;
+use crate::port_direction::{PortDevice, PortVm};
+use crate::port_scheduler::{PortScheduler, WAKE_SLACK};
 
 /// What the director can receive for a vNIC: 1 MiB of frames.
 pub const WINDOWS: Windows = [0, 0, 0, 16 * 1024];
 
 /// Frames that are read from the TAP before what they queued is flushed.
 const BATCH_FRAMES_MAX: usize = 64;
-/// Two VLAN tags may stand between the addresses and what the MTU counts.
-const VLAN_BYTES_MAX: usize = 8;
+/// The most one frame is charged with: a header that claims tiny segments must not hold the wire
+/// for seconds.
+const CHARGE_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 
 /// An open Ethernet port with its vNICs.
 #[derive(Debug)]
@@ -44,31 +56,44 @@ pub struct EthernetPort {
 }
 
 #[derive(Debug)]
-struct PortShared {
+pub(super) struct PortShared {
     config: EthernetPortConfig,
-    tap: Tap,
+    pub(super) tap: Tap,
     switch: Mutex<Switch>,
-    vnics: BTreeMap<DeviceId, Vnic>,
+    pub(super) vnics: BTreeMap<DeviceId, Vnic>,
     counters: PortCounters,
     stop: EventFd,
+    /// Of a port with a rate.
+    pub(super) wire: Option<PortScheduler<Wire<HeldFrame>>>,
+    /// Sessions of vNICs so far.
+    sessions: AtomicU64,
+}
+
+/// A frame that waits for the wire, with its credit.
+pub(super) struct HeldFrame {
+    pub(super) device: DeviceId,
+    pub(super) payload: Vec<u8>,
+    pub(super) lanes: LaneSet,
+    /// Its session is over, or replaced.
+    pub(super) stale: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
-struct Vnic {
-    config: VnicConfig,
+pub(super) struct Vnic {
+    pub(super) config: VnicConfig,
     /// Of the newest session, with the flag that tells its client when it no longer is.
-    current: RwLock<Option<(LaneSet, Arc<AtomicBool>)>>,
-    counters: VnicCounters,
+    pub(super) current: RwLock<Option<(LaneSet, Arc<AtomicBool>)>>,
+    pub(super) counters: VnicCounters,
 }
 
 impl EthernetPort {
-    /// Opens the TAP of `config` and starts its thread.
+    /// Opens the TAP of `config` and starts its thread. `vnics` are those of the port.
     ///
     /// # Errors
     /// [`TapError`]; nothing is left behind.
     pub fn start<'a>(
         config: &EthernetPortConfig,
-        vnics: impl Iterator<Item = &'a VnicConfig>,
+        vnics: impl Iterator<Item = (&'a VmConfig, &'a VnicConfig)>,
     ) -> Result<Self, TapError> {
         let step = |step, source| TapError::Step {
             name: config.tap.clone(),
@@ -76,8 +101,15 @@ impl EthernetPort {
             source,
         };
         let tap = Tap::open(&config.tap, config.offloads, config.mtu)?;
+        let mut words = Vec::new();
         let vnics: BTreeMap<_, _> = vnics
-            .map(|vnic| {
+            .map(|(vm, vnic)| {
+                words.push(PortDevice {
+                    device: vnic.id,
+                    vm: PortVm::new(vm),
+                    ingress: vnic.ingress,
+                    egress: vnic.egress,
+                });
                 let (current, counters) = Default::default();
                 (
                     vnic.id,
@@ -91,6 +123,11 @@ impl EthernetPort {
             .collect();
         let stop = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|error| step("make the stop event", error.into()))?;
+        let wire = config.budget.as_ref();
+        let wire = wire.map(|budget| PortScheduler::new(Wire::new(budget, now(), words)));
+        let wire = wire
+            .transpose()
+            .map_err(|error| step("make the timer", error.into()))?;
         let shared = Arc::new(PortShared {
             config: config.clone(),
             tap,
@@ -102,11 +139,13 @@ impl EthernetPort {
             vnics,
             counters: PortCounters::default(),
             stop,
+            wire,
+            sessions: AtomicU64::new(0),
         });
         let reader = shared.clone();
         let thread = std::thread::Builder::new()
             .name(config.tap.clone())
-            .spawn(move || reader.read_frames())
+            .spawn(move || reader.serve())
             .map_err(|source| step("start the thread", source))?;
         Ok(Self {
             shared,
@@ -120,18 +159,40 @@ impl EthernetPort {
         self.shared.config.port
     }
 
-    /// The owner of `device` for one session; `None` if it is no vNIC of this port.
-    #[must_use]
-    pub fn client(&self, device: DeviceId) -> Option<Arc<dyn LaneClient>> {
-        self.shared.vnics.contains_key(&device).then(|| {
-            let (shared, stale) = (self.shared.clone(), Arc::default());
-            let client: Arc<dyn LaneClient> = Arc::new(VnicSession {
-                shared,
-                device,
-                stale,
-            });
-            client
-        })
+    /// The owner of `device` for one session, with what the vNIC reserved on the port until the
+    /// session ends; `None` if it is no vNIC of this port.
+    ///
+    /// # Errors
+    /// The port cannot carry what the vNIC reserves; nothing has changed.
+    pub fn client(&self, device: DeviceId) -> Result<Option<Arc<dyn LaneClient>>, AdmissionError> {
+        if !self.shared.vnics.contains_key(&device) {
+            return Ok(None);
+        }
+        let session = self.shared.sessions.fetch_add(1, Ordering::Relaxed);
+        if let Some(wire) = &self.shared.wire {
+            wire.with(|wire, now| wire.attach(now, device, session))?;
+        }
+        let session = VnicSession::new(self.shared.clone(), device, session);
+        Ok(Some(Arc::new(session)))
+    }
+
+    /// Gives a vNIC other words at this port, in force at once and kept for later sessions. What
+    /// waits stays in its order. A port without a rate has nothing to change.
+    ///
+    /// # Errors
+    /// They do not fit; nothing has changed.
+    pub fn set_rates(
+        &self,
+        device: DeviceId,
+        ingress: DeviceRate,
+        egress: DeviceRate,
+    ) -> Result<(), AdmissionError> {
+        if let Some(wire) = &self.shared.wire {
+            wire.with(|wire, now| wire.set_rates(now, device, ingress, egress))?;
+            // The timer stands at what the old words allowed.
+            self.shared.run_wire();
+        }
+        Ok(())
     }
 
     /// The counters of the port and of its vNICs.
@@ -142,7 +203,19 @@ impl EthernetPort {
             .counters
             .snapshot(format!("ethernet-port {}", self.name()));
         let vnics = self.shared.vnics.values();
-        let vnics = vnics.map(|vnic| vnic.counters.snapshot(format!("vnic {}", vnic.config.name)));
+        let vnics = vnics.map(|vnic| {
+            let mut snapshot = vnic.counters.snapshot(format!("vnic {}", vnic.config.name));
+            if let Some(wire) = &self.shared.wire {
+                let queued = wire.with(|wire, _| wire.queued(vnic.config.id));
+                let micros = u64::try_from(queued.waited.as_micros()).unwrap_or(u64::MAX);
+                snapshot.counts.extend([
+                    ("port_queued_frames", queued.frames.into()),
+                    ("port_queued_bytes", queued.bytes),
+                    ("port_waited_us", micros),
+                ]);
+            }
+            snapshot
+        });
         std::iter::once(port).chain(vnics).collect()
     }
 }
@@ -195,13 +268,18 @@ impl Vnic {
 }
 
 impl PortShared {
-    fn forward(&self, source: Source, frame: &[u8]) -> Result<Destination, DropReason> {
+    pub(super) fn forward(&self, source: Source, frame: &[u8]) -> Result<Destination, DropReason> {
         let mut switch = self.switch.lock().unwrap_or_else(PoisonError::into_inner);
         switch.forward(now(), source, frame)
     }
 
-    /// Sends to everybody whom `destination` names; returns the lanes to be flushed.
-    fn send(&self, source: Source, destination: Destination, payload: &[u8]) -> Vec<LaneSet> {
+    /// Sends to the vNICs that `destination` names; returns the lanes to be flushed.
+    pub(super) fn send(
+        &self,
+        source: Source,
+        destination: Destination,
+        payload: &[u8],
+    ) -> Vec<LaneSet> {
         match destination {
             Destination::Vnic(device) => self
                 .vnics
@@ -209,14 +287,8 @@ impl PortShared {
                 .and_then(|vnic| vnic.send(payload))
                 .into_iter()
                 .collect(),
-            Destination::Uplink => {
-                self.write(payload);
-                Vec::new()
-            }
+            Destination::Uplink => Vec::new(),
             Destination::Flood => {
-                if source != Source::Uplink {
-                    self.write(payload);
-                }
                 let others = self.vnics.iter();
                 let others = others.filter(|(device, _)| source != Source::Vnic(**device));
                 others.filter_map(|(_, vnic)| vnic.send(payload)).collect()
@@ -224,7 +296,7 @@ impl PortShared {
         }
     }
 
-    fn write(&self, payload: &[u8]) {
+    pub(super) fn write(&self, payload: &[u8]) {
         match self.tap.write(payload) {
             Ok(()) => self.counters.sent_frames.add(1),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -237,24 +309,94 @@ impl PortShared {
         }
     }
 
+    /// Writes what the scheduler lets go now, unless another thread is at it.
+    pub(super) fn run_wire(&self) {
+        if let Some(wire) = &self.wire {
+            wire.run(|frames| self.write_held(frames));
+        }
+    }
+
+    fn write_held(&self, frames: Vec<HeldFrame>) {
+        let mut held: Vec<(LaneSet, u32)> = Vec::new();
+        for frame in frames {
+            let HeldFrame {
+                device,
+                payload,
+                lanes,
+                stale,
+            } = frame;
+            if stale.load(Ordering::Relaxed) {
+                // Its credit went with its session.
+                self.dropped_with_session(device, 1);
+                continue;
+            }
+            self.write(&payload);
+            let blocks = blocks(payload.len());
+            let same = |known: &LaneSet| {
+                known.device() == lanes.device() && known.epoch() == lanes.epoch()
+            };
+            match held.iter_mut().find(|(known, _)| same(known)) {
+                Some((_, sum)) => *sum += blocks,
+                None => held.push((lanes, blocks)),
+            }
+        }
+        for (lanes, blocks) in held {
+            credit::release(&lanes, VirtualLane::Network, blocks);
+        }
+    }
+
+    pub(super) fn dropped_with_session(&self, device: DeviceId, frames: usize) {
+        if let Some(vnic) = self.vnics.get(&device) {
+            vnic.counters.dropped_session_ended.add_bytes(frames);
+        }
+    }
+
     /// The port's thread.
-    fn read_frames(&self) {
-        let mut payload = vec![0; PAYLOAD_BYTES_MAX];
+    fn serve(&self) {
+        let mut arrivals = Arrivals {
+            payload: vec![0; PAYLOAD_BYTES_MAX],
+            waiting_bytes: None,
+            failed: false,
+        };
+        let mut again_at = None;
         loop {
-            let mut fds = [
-                PollFd::new(self.tap.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut fds, PollTimeout::NONE) {
+            // Only this thread makes frames arrive: while one waits for the wire, none is read.
+            let reads = !arrivals.failed && arrivals.waiting_bytes.is_none();
+            let mut fds = vec![PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+            if let Some(wire) = &self.wire {
+                fds.push(PollFd::new(wire.timer(), PollFlags::POLLIN));
+            }
+            if reads {
+                fds.push(PollFd::new(self.tap.as_fd(), PollFlags::POLLIN));
+            }
+            let timeout = again_at.map(|time: MonotonicTime| {
+                let wait = time.saturating_duration_since(now());
+                TimeSpec::from_duration(wait.max(WAKE_SLACK))
+            });
+            match ppoll(&mut fds, timeout, None) {
                 Ok(_) | Err(nix::Error::EINTR) => {}
                 Err(error) => return self.failed(&error.into()),
             }
-            let [_, stop] = fds;
-            if stop.revents().is_some_and(|events| !events.is_empty()) {
+            let rang = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+            if fds.first().is_some_and(rang) {
                 return;
             }
-            if let Err(error) = self.read_batch(&mut payload) {
-                return self.failed(&error);
+            if let Some(wire) = &self.wire
+                && fds.get(1).is_some_and(rang)
+            {
+                wire.acknowledge_timer();
+                self.run_wire();
+            }
+            let readable = reads && fds.last().is_some_and(rang);
+            if readable || arrivals.waiting_bytes.is_some() {
+                match self.take_arrivals(&mut arrivals) {
+                    Ok(again) => again_at = again,
+                    Err(error) => {
+                        self.failed(&error);
+                        // Frames that wait for the wire still have credit to give back.
+                        (arrivals.failed, again_at) = (true, None);
+                    }
+                }
             }
         }
     }
@@ -266,23 +408,64 @@ impl PortShared {
         tracing::error!(%port, tap, %error, "ethernet port failed, restart the director");
     }
 
-    fn read_batch(&self, payload: &mut [u8]) -> io::Result<()> {
+    /// Takes frames from the LAN as long as the wire carries them; when to go on if it does not.
+    fn take_arrivals(&self, arrivals: &mut Arrivals) -> io::Result<Option<MonotonicTime>> {
         let mut touched: BTreeMap<DeviceId, LaneSet> = BTreeMap::new();
+        let mut taken = Ok(None);
         for _ in 0..BATCH_FRAMES_MAX {
-            let bytes = match self.tap.read(payload) {
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            let payload = payload.get(..bytes).unwrap_or_default();
-            let sent_to = self.receive_outside(payload);
-            touched.extend(sent_to.into_iter().map(|lanes| (lanes.device(), lanes)));
+            match self.take_arrival(arrivals, &mut touched) {
+                Ok(None) => {}
+                Ok(Some(Pause::Wire(time))) => {
+                    taken = Ok(Some(time));
+                    break;
+                }
+                Ok(Some(Pause::Empty)) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    taken = Err(error);
+                    break;
+                }
+            }
         }
         for lanes in touched.values() {
             lanes.flush();
         }
-        Ok(())
+        taken
+    }
+
+    fn take_arrival(
+        &self,
+        arrivals: &mut Arrivals,
+        touched: &mut BTreeMap<DeviceId, LaneSet>,
+    ) -> io::Result<Option<Pause>> {
+        let bytes = match arrivals.waiting_bytes {
+            Some(bytes) => bytes,
+            None => match self.tap.read(&mut arrivals.payload) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Some(Pause::Empty));
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let payload = arrivals.payload.get(..bytes).unwrap_or_default();
+        if let Some(wire) = &self.wire {
+            let new = arrivals.waiting_bytes.is_none();
+            let passes = wire.with(|wire, now| {
+                if new {
+                    wire.arrive(now, charge_bytes(payload));
+                }
+                wire.may_pass(now)
+            });
+            if let Err(time) = passes {
+                arrivals.waiting_bytes = Some(bytes);
+                return Ok(Some(Pause::Wire(time)));
+            }
+        }
+        let sent_to = self.receive_outside(payload);
+        touched.extend(sent_to.into_iter().map(|lanes| (lanes.device(), lanes)));
+        arrivals.waiting_bytes = None;
+        Ok(None)
     }
 
     fn receive_outside(&self, payload: &[u8]) -> Vec<LaneSet> {
@@ -307,108 +490,29 @@ impl PortShared {
     }
 }
 
-/// A vNIC as one session sees it.
-struct VnicSession {
-    shared: Arc<PortShared>,
-    device: DeviceId,
-    /// A newer session has the vNIC.
-    stale: Arc<AtomicBool>,
+/// What the port's thread has read.
+struct Arrivals {
+    payload: Vec<u8>,
+    /// Bytes of the frame in `payload`, while it waits for the wire.
+    waiting_bytes: Option<usize>,
+    /// The interface is gone.
+    failed: bool,
 }
 
-impl VnicSession {
-    fn vnic(&self) -> Option<&Vnic> {
-        self.shared.vnics.get(&self.device)
-    }
-
-    fn receive_guest(&self, vnic: &Vnic, payload: &[u8]) {
-        let counters = &vnic.counters;
-        let valid = VirtioNetHeader::split(payload).filter(|(header, frame)| {
-            header
-                .check(frame.len(), self.shared.tap.offloads())
-                .is_ok()
-        });
-        let Some((header, frame)) = valid else {
-            return counters.dropped_malformed.add(1);
-        };
-        let mtu = usize::from(vnic.config.mtu);
-        // A super-frame is as long as it likes; its segments are not.
-        let segment_bytes = match usize::from(header.gso_size.get()) {
-            0 => frame
-                .len()
-                .saturating_sub(ETHERNET_HEADER_BYTES + VLAN_BYTES_MAX),
-            gso_size if header.gso_type != 0 => gso_size,
-            _ => frame
-                .len()
-                .saturating_sub(ETHERNET_HEADER_BYTES + VLAN_BYTES_MAX),
-        };
-        if segment_bytes > mtu {
-            return counters.dropped_oversize.add(1);
-        }
-        let source = Source::Vnic(self.device);
-        match self.shared.forward(source, frame) {
-            Ok(destination) => {
-                counters.ingress_frames.add(1);
-                counters.ingress_bytes.add_bytes(frame.len());
-                for lanes in self.shared.send(source, destination, payload) {
-                    lanes.flush();
-                }
-            }
-            Err(DropReason::ForeignSource) => counters.dropped_foreign_source.add(1),
-            Err(DropReason::OwnDestination) => counters.dropped_own_destination.add(1),
-            Err(
-                DropReason::Runt
-                | DropReason::OwnSource
-                | DropReason::GroupSource
-                | DropReason::NotHere,
-            ) => counters.dropped_malformed.add(1),
-        }
-    }
+/// Why no more is read for now.
+enum Pause {
+    /// There is nothing.
+    Empty,
+    /// The wire is busy until then.
+    Wire(MonotonicTime),
 }
 
-impl LaneClient for VnicSession {
-    fn up(&self, lanes: LaneSet) {
-        let Some(vnic) = self.vnic() else { return };
-        let mut current = vnic.current.write().unwrap_or_else(PoisonError::into_inner);
-        let stale = match &*current {
-            Some((newer, _)) if epoch_is_later(newer.epoch(), lanes.epoch()) => Some(&self.stale),
-            Some((_, older)) => Some(older),
-            None => None,
-        };
-        if let Some(stale) = stale {
-            stale.store(true, Ordering::Relaxed);
-        }
-        if !self.stale.load(Ordering::Relaxed) {
-            *current = Some((lanes, self.stale.clone()));
-        }
-    }
-
-    fn receive(&self, lane: VirtualLane, payload: &[u8]) -> Receipt {
-        if let Some(vnic) = self.vnic() {
-            if lane != VirtualLane::Network {
-                vnic.counters.dropped_malformed.add(1);
-            } else if self.stale.load(Ordering::Relaxed) {
-                vnic.counters.dropped_stale.add(1);
-            } else {
-                self.receive_guest(vnic, payload);
-            }
-        }
-        Receipt::Consumed
-    }
-
-    /// Nothing waits: what found the lane blocked was dropped.
-    fn writable(&self) {}
-
-    fn down(&self, epoch: u16) {
-        self.stale.store(true, Ordering::Relaxed);
-        let Some(vnic) = self.vnic() else { return };
-        let mut current = vnic.current.write().unwrap_or_else(PoisonError::into_inner);
-        if current
-            .as_ref()
-            .is_some_and(|(lanes, _)| lanes.epoch() == epoch)
-        {
-            *current = None;
-        }
-    }
+/// What a header and frame are charged with on the wire.
+pub(super) fn charge_bytes(payload: &[u8]) -> u32 {
+    let bytes = VirtioNetHeader::split(payload).map_or(payload.len(), |(header, frame)| {
+        header.wire_bytes(frame.len())
+    });
+    u32::try_from(bytes.min(CHARGE_BYTES_MAX)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -9,9 +9,16 @@
 //! other. What a host can make wait here is bounded by [`WINDOWS`]: commands and write data keep
 //! their credit until the command has ended. So that one slow LUN cannot take all of a vHBA's
 //! credit, each LUN of a vHBA with several gets a share and answers TASK SET FULL above it.
+//!
+//! A port with a rate, or a vHBA with a limit of operations, has its commands wait for their turn
+//! ([`SanPort`]): they stand in the task set of their nexus as any other that has not begun, so
+//! task management finds them, and are executed in their order once they are granted. Nothing more
+//! can wait than without it.
 
+mod command_queue;
 mod file_lun;
 mod nexus;
+mod port;
 mod task_set;
 #[cfg(test)]
 mod tests;
@@ -21,6 +28,7 @@ mod vhba_session;
 use fabric_transport::control::Windows;
 
 pub use file_lun::{FileLun, FileLunError};
+pub use port::SanPort;
 pub use vhba::{Lun, Vhba, VhbaError};
 
 /// Commands of one vHBA that may wait or run here.

@@ -89,7 +89,9 @@ impl Nexus {
     }
 
     /// Adds a task, or gives it back when this nexus has its share already (TASK SET FULL).
-    pub(super) fn push(&self, task: SessionTask) -> Result<(), SessionTask> {
+    ///
+    /// `added` is called once it is in, before anybody can find it.
+    pub(super) fn push(&self, task: SessionTask, added: impl FnOnce()) -> Result<(), SessionTask> {
         let mut state = self.lock();
         // The one that runs holds its credit as much as those that wait.
         let (mut commands, mut bytes) = state.tasks.load();
@@ -105,9 +107,17 @@ impl Nexus {
             return Err(task);
         }
         state.tasks.push(task);
+        added();
         drop(state);
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// The port lets a task be executed; one that was taken away needs no leave.
+    pub(super) fn grant(&self, key: TaskKey) {
+        if self.lock().tasks.grant(key) {
+            self.changed.notify_all();
+        }
     }
 
     /// Appends write data to a waiting task; one that was taken away needs none.
@@ -141,6 +151,9 @@ impl Nexus {
         drop(state);
         // A delay that is underway for a marked task ends; a task behind a removed one may run.
         self.changed.notify_all();
+        for task in &removed {
+            task.session.withdraw(task.key);
+        }
         removed
     }
 

@@ -4,6 +4,8 @@
 //! - ORDERED runs when all older tasks have, and nothing newer runs before it.
 //! - SIMPLE tasks run in order of arrival, except that one whose write data is underway does not
 //!   hold up those behind it.
+//! - A task that the port does not let go yet holds up those behind it: a vHBA above its rate is
+//!   slower, and its tasks keep their order.
 
 use std::collections::VecDeque;
 
@@ -28,6 +30,8 @@ pub(super) struct Task<S> {
     /// What the host announced.
     pub(super) data_out_bytes: usize,
     pub(super) data_in_bytes: usize,
+    /// The port lets it be executed.
+    pub(super) granted: bool,
     /// Whom to answer.
     pub(super) session: S,
 }
@@ -78,6 +82,12 @@ impl<S> TaskSet<S> {
             .is_some()
     }
 
+    /// Lets a task be executed when it is its turn; whether it is there.
+    pub(super) fn grant(&mut self, key: TaskKey) -> bool {
+        let task = self.waiting.iter_mut().find(|task| task.key == key);
+        task.map(|task| task.granted = true).is_some()
+    }
+
     pub(super) fn contains(&self, mut wanted: impl FnMut(TaskKey) -> bool) -> bool {
         self.waiting.iter().any(|task| wanted(task.key))
     }
@@ -94,8 +104,15 @@ impl<S> TaskSet<S> {
         for at in 0..self.waiting.len() {
             let task = self.waiting.get(at)?;
             let ordered = task.attribute == TaskAttribute::Ordered;
-            if task.is_complete() && (!ordered || at == 0) {
-                return self.waiting.remove(at);
+            if ordered && at > 0 {
+                return None;
+            }
+            if task.is_complete() {
+                return if task.granted {
+                    self.waiting.remove(at)
+                } else {
+                    None
+                };
             }
             if ordered {
                 return None;
@@ -122,6 +139,7 @@ mod tests {
             data_out: Vec::new(),
             data_out_bytes: missing_bytes,
             data_in_bytes: 0,
+            granted: true,
             session: (),
         }
     }
@@ -151,6 +169,27 @@ mod tests {
             (5, HeadOfQueue, 0),
         ]);
         assert_eq!(run(&mut all), [4, 5, 1, 2, 3]);
+    }
+
+    #[test]
+    fn task_that_is_not_granted_holds_up_those_behind_it() {
+        let mut all = set([(1, Simple, 0), (2, Simple, 0), (3, HeadOfQueue, 0)]);
+        for task in &mut all.waiting {
+            task.granted = false;
+        }
+        let key = |tag| TaskKey {
+            session: 1,
+            tag: Tag(tag),
+        };
+        assert_eq!(run(&mut all), [0; 0]);
+        assert!(all.grant(key(1)));
+        assert_eq!(run(&mut all), [0; 0], "3 stands before it");
+        assert!(all.grant(key(3)) && all.grant(key(2)) && !all.grant(key(4)));
+        assert_eq!(run(&mut all), [3, 1, 2]);
+        // Its data is not here: it holds up nobody, granted or not.
+        let mut all = set([(1, Simple, 1), (2, Simple, 0)]);
+        all.waiting[0].granted = false;
+        assert_eq!(run(&mut all), [2]);
     }
 
     #[test]

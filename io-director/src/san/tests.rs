@@ -22,6 +22,8 @@ use qos::{DeviceRate, LinkBudget};
 
 use crate::Director;
 
+mod shaping;
+
 /// A failed expectation, not a measure: nothing here takes this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 const SLOW_MS: u64 = 3000;
@@ -184,8 +186,14 @@ fn config(folder: &Path) -> LabConfig {
 
 impl Lab {
     fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut LabConfig)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let director = Director::start(&config(folder.path())).unwrap();
+        let mut config = config(folder.path());
+        change(&mut config);
+        let director = Director::start(&config).unwrap();
         let (endpoint, seen, writable) = connect(&director);
         let lanes = HashMap::new();
         let mut lab = Self {

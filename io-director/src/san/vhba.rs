@@ -2,21 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fabric_config::{LunConfig, VhbaConfig};
 use fabric_payload::scsi::{LunBytes, TRANSFER_BYTES_MAX};
-use fabric_transport::LaneClient;
+use fabric_transport::{DeviceId, LaneClient};
+use qos::{AdmissionError, DeviceRate};
 use scsi_target::{
     Identity, IdentityError, ItNexus, LogicalUnit, LogicalUnitError, LunAddress, TaskAttribute,
     TaskManagementFunction,
 };
 
+use super::command_queue::Charged;
 use super::file_lun::{FileLun, FileLunError};
 use super::nexus::{Nexus, Share};
+use super::port::{HeldCommand, SanPort, SanPortShared};
+use super::task_set::TaskKey;
 use super::vhba_session::VhbaSession;
 use super::{COMMANDS_MAX, DATA_BLOCKS};
 use crate::counters::{Snapshot, VhbaCounters};
@@ -101,6 +105,10 @@ pub(super) struct VhbaShared {
     pub(super) counters: VhbaCounters,
     pub(super) current: Mutex<Option<Arc<VhbaSession>>>,
     sessions: AtomicU64,
+    device: DeviceId,
+    port: Arc<SanPortShared>,
+    /// Whether commands have to wait for the port; only ever becomes true.
+    limited: AtomicBool,
 }
 
 /// A vHBA with its threads.
@@ -135,13 +143,15 @@ fn share(luns: usize) -> Share {
 const _: () = assert!(TRANSFER_BYTES_MAX < 64 * 64 * 1024 / 2);
 
 impl Vhba {
-    /// Maps the LUNs of `config` and starts a thread for each, and one for absent LUNs.
+    /// Maps the LUNs of `config`, which are behind `port`, and starts a thread for each, and one
+    /// for absent LUNs.
     ///
     /// # Errors
     /// [`VhbaError`]; nothing is left behind.
     pub fn start(
         config: &VhbaConfig,
         luns: &BTreeMap<String, Arc<Lun>>,
+        port: &SanPort,
     ) -> Result<Self, VhbaError> {
         let it_nexus = Arc::new(ItNexus::new(config.wwpn.0));
         let share = share(config.luns.len());
@@ -169,6 +179,9 @@ impl Vhba {
             counters: VhbaCounters::default(),
             current: Mutex::default(),
             sessions: AtomicU64::new(0),
+            device: config.id,
+            limited: AtomicBool::new(port.shared().is_limited(config.id)),
+            port: port.shared(),
         });
         // From here on dropping the vHBA stops what was started.
         let mut vhba = Self {
@@ -197,17 +210,46 @@ impl Vhba {
         Ok(())
     }
 
-    /// The owner of the vHBA for one session.
-    #[must_use]
-    pub fn client(&self) -> Arc<dyn LaneClient> {
-        let number = self.shared.sessions.fetch_add(1, Ordering::Relaxed);
-        VhbaSession::new(self.shared.clone(), number)
+    /// The owner of the vHBA for one session, with what the vHBA reserved on its port until the
+    /// session ends.
+    ///
+    /// # Errors
+    /// The port cannot carry what the vHBA reserves; nothing has changed.
+    pub fn client(&self) -> Result<Arc<dyn LaneClient>, AdmissionError> {
+        let shared = &self.shared;
+        let number = shared.sessions.fetch_add(1, Ordering::Relaxed);
+        shared.port.attach(shared.device, number)?;
+        Ok(VhbaSession::new(shared.clone(), number))
+    }
+
+    /// Gives the vHBA other words at its port, in force at once and kept for later sessions. What
+    /// waits stays in its order.
+    ///
+    /// # Errors
+    /// They do not fit; nothing has changed.
+    pub fn set_rates(&self, ingress: DeviceRate, egress: DeviceRate) -> Result<(), AdmissionError> {
+        let VhbaShared { device, port, .. } = &*self.shared;
+        port.set_rates(*device, ingress, egress)?;
+        if port.is_limited(*device) {
+            self.shared.limited.store(true, Ordering::Relaxed);
+        }
+        // The timer stands at what the old words allowed.
+        port.run();
+        Ok(())
     }
 
     /// Its counters.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        self.shared.counters.snapshot(format!("vhba {}", self.name))
+        let mut snapshot = self.shared.counters.snapshot(format!("vhba {}", self.name));
+        if self.shared.is_limited() {
+            let held = self.shared.port.held(self.shared.device);
+            let commands = u64::try_from(held.commands).unwrap_or(u64::MAX);
+            let micros = u64::try_from(held.waited.as_micros()).unwrap_or(u64::MAX);
+            let held = [("port_held_commands", commands), ("port_held_us", micros)];
+            snapshot.counts.extend(held);
+        }
+        snapshot
     }
 }
 
@@ -262,6 +304,42 @@ impl VhbaShared {
             LunAddress::Unit(lun) => self.luns.get(&lun.number()),
             LunAddress::ReportLunsWellKnown | LunAddress::Absent => None,
         }
+    }
+
+    /// Whether commands have to wait for the port.
+    pub(super) fn is_limited(&self) -> bool {
+        self.limited.load(Ordering::Relaxed)
+    }
+
+    /// Has a command wait for the port; [`Self::run_port`] lets it go.
+    pub(super) fn submit(
+        &self,
+        (nexus, key): (&Arc<Nexus>, TaskKey),
+        data_out_bytes: usize,
+        data_in_bytes: usize,
+    ) {
+        let nexus = Arc::downgrade(nexus);
+        let command = HeldCommand { nexus, key };
+        let command = Charged::new(command, data_out_bytes, data_in_bytes);
+        self.port.submit(self.device, command);
+    }
+
+    pub(super) fn run_port(&self) {
+        if self.is_limited() {
+            self.port.run();
+        }
+    }
+
+    /// A command was taken away before it began.
+    pub(super) fn withdraw(&self, key: TaskKey) {
+        if self.is_limited() {
+            self.port.withdraw(self.device, key);
+        }
+    }
+
+    /// Gives back what a session reserved on the port.
+    pub(super) fn leave(&self, session: u64) {
+        self.port.detach(self.device, session);
     }
 
     /// The session that had the vHBA is gone (SAM-5 section 6.3.4).

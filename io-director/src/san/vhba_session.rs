@@ -14,13 +14,14 @@ use fabric_payload::scsi::{
     Command, DATA_BYTES_MAX, DATA_HEADER_BYTES, Data, InformationUnit, LunBytes, SENSE_BYTES_MAX,
     ServiceResponse, Status, Tag, TaskFunction, TaskResponse, data_header,
 };
-use fabric_transport::frame::{BLOCK_BYTES, HEADER_BYTES, blocks};
+use fabric_transport::frame::blocks;
 use fabric_transport::{FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused, VirtualLane};
 use scsi_target::{Completion, TaskAttribute, TaskManagementFunction, TaskManagementResponse};
 
 use super::nexus::{Fate, Nexus};
 use super::task_set::{Task, TaskKey};
 use super::vhba::VhbaShared;
+use crate::credit;
 use crate::director::epoch_is_later;
 
 /// Data up to this size travels in one call with the status that ends it.
@@ -136,6 +137,12 @@ impl VhbaSession {
         for nexus in self.vhba.all_nexuses() {
             drop(nexus.take(|key| key.session == self.number, &Fate::Lost));
         }
+        self.vhba.leave(self.number);
+    }
+
+    /// A command of this session was taken away before it began.
+    pub(super) fn withdraw(&self, key: TaskKey) {
+        self.vhba.withdraw(key);
     }
 
     // From the nexus threads.
@@ -226,11 +233,7 @@ impl VhbaSession {
             (VirtualLane::StorageData, held.data_blocks),
             (VirtualLane::TaskManagement, held.task_management_blocks),
         ] {
-            if blocks > 0 {
-                // Many frames at once: the payload of the one frame that costs as much.
-                let frame_bytes = usize::try_from(blocks).unwrap_or(usize::MAX) * BLOCK_BYTES;
-                lanes.release(lane, frame_bytes - HEADER_BYTES);
-            }
+            credit::release(&lanes, lane, blocks);
         }
     }
 
@@ -346,8 +349,11 @@ impl VhbaSession {
         };
         state.open.insert(tag, open);
         drop(state);
+        let limited = self.vhba.is_limited();
+        let data_in_bytes = usize::try_from(command.data_in_bytes).unwrap_or(usize::MAX);
+        let key = self.key(tag);
         let task = Task {
-            key: self.key(tag),
+            key,
             attribute: match command.attribute {
                 0 => TaskAttribute::Simple,
                 1 => TaskAttribute::Ordered,
@@ -359,10 +365,18 @@ impl VhbaSession {
             // Grows with what arrives: a length alone makes us allocate nothing.
             data_out: Vec::new(),
             data_out_bytes,
-            data_in_bytes: usize::try_from(command.data_in_bytes).unwrap_or(usize::MAX),
+            data_in_bytes,
+            granted: !limited,
             session: me,
         };
-        if nexus.push(task).is_err() {
+        // Task management that finds the command finds it in the queue of the port as well.
+        let added = || {
+            if limited {
+                let command = (&nexus, key);
+                self.vhba.submit(command, data_out_bytes, data_in_bytes);
+            }
+        };
+        if nexus.push(task, added).is_err() {
             self.vhba.counters.task_set_full.add(1);
             let status = scsi_target::Status::TaskSetFull;
             self.end_with(tag, ServiceResponse::TaskComplete, status);
@@ -497,6 +511,13 @@ fn encode(unit: &InformationUnit<'_>) -> FrameBuffer {
     buffer
 }
 
+impl Drop for VhbaSession {
+    fn drop(&mut self) {
+        // A session that was granted the vHBA and never came up has reserved as well.
+        self.vhba.leave(self.number);
+    }
+}
+
 impl LaneClient for VhbaSession {
     fn up(&self, lanes: LaneSet) {
         let Some(me) = self.me.upgrade() else { return };
@@ -574,6 +595,10 @@ impl LaneClient for VhbaSession {
                 Receipt::Consumed
             }
         }
+    }
+
+    fn batch_end(&self) {
+        self.vhba.run_port();
     }
 
     fn writable(&self) {

@@ -6,16 +6,18 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use fabric_config::{LabConfig, MacAddress};
-use fabric_payload::ethernet::HEADER_BYTES;
+use fabric_payload::ethernet::{ETHERNET_HEADER_BYTES, HEADER_BYTES};
 use fabric_transport::endpoint::{DeviceGrant, Endpoint, session_config};
 use fabric_transport::link::in_process_pair;
 use fabric_transport::session::{CloseReason, Role};
-use fabric_transport::{Directory, EndpointConfig};
+use fabric_transport::{Directory, EndpointConfig, Receipt};
 use nix::sched::{CloneFlags, unshare};
 use qos::{DeviceRate, LinkBudget};
 
 use super::*;
 use crate::Director;
+
+mod shaping;
 
 /// A failed expectation, not a measure.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -127,14 +129,18 @@ impl Directory for HostDirectory {
 
 struct Host {
     director: Director,
-    _endpoint: Arc<Endpoint>,
+    endpoint: Arc<Endpoint>,
     seen: mpsc::Receiver<(DeviceId, Seen)>,
     lanes: BTreeMap<DeviceId, LaneSet>,
 }
 
 impl Host {
     fn new(offloads: bool) -> Self {
-        let director = Director::start(&lab(offloads)).unwrap();
+        Self::of(&lab(offloads))
+    }
+
+    fn of(lab: &LabConfig) -> Self {
+        let director = Director::start(lab).unwrap();
         let (near, far) = in_process_pair("host1");
         drop(Endpoint::start(
             director.endpoint_config(),
@@ -174,7 +180,7 @@ impl Host {
         }
         Self {
             director,
-            _endpoint: endpoint,
+            endpoint,
             seen,
             lanes,
         }
@@ -221,6 +227,8 @@ fn payload(to: MacAddress, from: MacAddress, data_bytes: usize) -> Vec<u8> {
 
 /// A socket behind the TAP: what a bridge or the host's stack would see.
 fn packet_socket() -> std::fs::File {
+    // Room for all that a test sends.
+    const BUFFER_BYTES: usize = 64 << 20;
     use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType};
     use nix::sys::socket::{setsockopt, socket, sockopt};
     use nix::sys::time::{TimeVal, TimeValLike};
@@ -228,6 +236,7 @@ fn packet_socket() -> std::fs::File {
     let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll).unwrap();
     let patience = TimeVal::seconds(PATIENCE.as_secs().try_into().unwrap());
     setsockopt(&socket, sockopt::ReceiveTimeout, &patience).unwrap();
+    setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).unwrap();
     socket.into()
 }
 

@@ -1,0 +1,190 @@
+//! A vNIC as one session sees it: frames from the guest, checked and switched.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError};
+
+use fabric_payload::ethernet::{ETHERNET_HEADER_BYTES, VirtioNetHeader};
+use fabric_transport::{DeviceId, LaneClient, LaneSet, Receipt, VirtualLane};
+
+use super::port::{HeldFrame, PortShared, Vnic, charge_bytes};
+use super::switch::{Destination, DropReason, Source};
+use crate::director::epoch_is_later;
+
+/// Two VLAN tags may stand between the addresses and what the MTU counts.
+const VLAN_BYTES_MAX: usize = 8;
+
+/// See the module.
+pub(super) struct VnicSession {
+    shared: Arc<PortShared>,
+    device: DeviceId,
+    /// Unique among the sessions of the port.
+    session: u64,
+    lanes: OnceLock<LaneSet>,
+    /// A newer session has the vNIC.
+    stale: Arc<AtomicBool>,
+}
+
+impl VnicSession {
+    /// The owner of `device`, which is attached to the port for `session`.
+    pub(super) fn new(shared: Arc<PortShared>, device: DeviceId, session: u64) -> Self {
+        let (stale, lanes) = (Arc::default(), OnceLock::new());
+        Self {
+            shared,
+            device,
+            session,
+            lanes,
+            stale,
+        }
+    }
+
+    fn vnic(&self) -> Option<&Vnic> {
+        self.shared.vnics.get(&self.device)
+    }
+
+    fn receive_guest(&self, vnic: &Vnic, payload: &[u8]) -> Receipt {
+        match self.switch_guest(vnic, payload) {
+            Some(Destination::Uplink | Destination::Flood) => self.transmit(vnic, payload),
+            Some(Destination::Vnic(_)) | None => Receipt::Consumed,
+        }
+    }
+
+    /// Sends a frame to the LAN, now or when it is its turn.
+    fn transmit(&self, vnic: &Vnic, payload: &[u8]) -> Receipt {
+        let (Some(wire), Some(lanes)) = (&self.shared.wire, self.lanes.get()) else {
+            self.shared.write(payload);
+            return Receipt::Consumed;
+        };
+        let frame = HeldFrame {
+            device: self.device,
+            payload: payload.to_vec(),
+            lanes: lanes.clone(),
+            stale: self.stale.clone(),
+        };
+        let bytes = charge_bytes(payload);
+        match wire.with(|wire, now| wire.enqueue(now, self.device, bytes, frame)) {
+            Ok(()) => Receipt::Held,
+            Err(_frame) => {
+                // Beyond the window, or after the end: neither happens to a session that is up.
+                vnic.counters.dropped_session_ended.add(1);
+                Receipt::Consumed
+            }
+        }
+    }
+
+    /// Checks a frame, sends it to other vNICs, and returns where it is for.
+    fn switch_guest(&self, vnic: &Vnic, payload: &[u8]) -> Option<Destination> {
+        let counters = &vnic.counters;
+        let valid = VirtioNetHeader::split(payload).filter(|(header, frame)| {
+            header
+                .check(frame.len(), self.shared.tap.offloads())
+                .is_ok()
+        });
+        let Some((header, frame)) = valid else {
+            counters.dropped_malformed.add(1);
+            return None;
+        };
+        let mtu = usize::from(vnic.config.mtu);
+        // A super-frame is as long as it likes; its segments are not.
+        let segment_bytes = match usize::from(header.gso_size.get()) {
+            0 => frame
+                .len()
+                .saturating_sub(ETHERNET_HEADER_BYTES + VLAN_BYTES_MAX),
+            gso_size if header.gso_type != 0 => gso_size,
+            _ => frame
+                .len()
+                .saturating_sub(ETHERNET_HEADER_BYTES + VLAN_BYTES_MAX),
+        };
+        if segment_bytes > mtu {
+            counters.dropped_oversize.add(1);
+            return None;
+        }
+        let source = Source::Vnic(self.device);
+        match self.shared.forward(source, frame) {
+            Ok(destination) => {
+                counters.ingress_frames.add(1);
+                counters.ingress_bytes.add_bytes(frame.len());
+                for lanes in self.shared.send(source, destination, payload) {
+                    lanes.flush();
+                }
+                return Some(destination);
+            }
+            Err(DropReason::ForeignSource) => counters.dropped_foreign_source.add(1),
+            Err(DropReason::OwnDestination) => counters.dropped_own_destination.add(1),
+            Err(
+                DropReason::Runt
+                | DropReason::OwnSource
+                | DropReason::GroupSource
+                | DropReason::NotHere,
+            ) => counters.dropped_malformed.add(1),
+        }
+        None
+    }
+
+    /// Gives back what the vNIC reserved on the port, and drops what it has queued there.
+    fn leave(&self) {
+        self.stale.store(true, Ordering::Relaxed);
+        if let Some(wire) = &self.shared.wire {
+            let frames = wire.with(|wire, _| wire.detach(self.device, self.session));
+            self.shared.dropped_with_session(self.device, frames.len());
+        }
+    }
+}
+
+impl Drop for VnicSession {
+    fn drop(&mut self) {
+        // A session that was granted the vNIC and never came up has reserved as well.
+        self.leave();
+    }
+}
+
+impl LaneClient for VnicSession {
+    fn up(&self, lanes: LaneSet) {
+        let Some(vnic) = self.vnic() else { return };
+        // A client has one session.
+        let _first = self.lanes.set(lanes.clone());
+        let mut current = vnic.current.write().unwrap_or_else(PoisonError::into_inner);
+        let stale = match &*current {
+            Some((newer, _)) if epoch_is_later(newer.epoch(), lanes.epoch()) => Some(&self.stale),
+            Some((_, older)) => Some(older),
+            None => None,
+        };
+        if let Some(stale) = stale {
+            stale.store(true, Ordering::Relaxed);
+        }
+        if !self.stale.load(Ordering::Relaxed) {
+            *current = Some((lanes, self.stale.clone()));
+        }
+    }
+
+    fn receive(&self, lane: VirtualLane, payload: &[u8]) -> Receipt {
+        if let Some(vnic) = self.vnic() {
+            if lane != VirtualLane::Network {
+                vnic.counters.dropped_malformed.add(1);
+            } else if self.stale.load(Ordering::Relaxed) {
+                vnic.counters.dropped_stale.add(1);
+            } else {
+                return self.receive_guest(vnic, payload);
+            }
+        }
+        Receipt::Consumed
+    }
+
+    fn batch_end(&self) {
+        self.shared.run_wire();
+    }
+
+    /// Nothing waits: what found the lane blocked was dropped.
+    fn writable(&self) {}
+
+    fn down(&self, epoch: u16) {
+        self.leave();
+        let Some(vnic) = self.vnic() else { return };
+        let mut current = vnic.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current
+            .as_ref()
+            .is_some_and(|(lanes, _)| lanes.epoch() == epoch)
+        {
+            *current = None;
+        }
+    }
+}
