@@ -16,6 +16,9 @@
 //! | [`scheduler`] | who sends next |
 //! | [`decision`] | why it was not sooner |
 //! | [`trace`] | what happened, written down so that it can be replayed |
+//! | [`report`] | what decisions or a trace say about one device |
+//! | [`sla`] | whether a device got what it was promised, interval by interval |
+//! | [`snapshot`] | the present state, as data |
 //!
 //! ```
 //! use qos::{BitRate, DeviceRate, LinkBudget, MonotonicTime, Scheduler};
@@ -45,8 +48,11 @@ mod order;
 pub mod policy;
 pub mod profiles;
 pub mod rate;
+pub mod report;
 pub mod scheduler;
+pub mod sla;
 mod slots;
+pub mod snapshot;
 pub mod time;
 pub mod trace;
 mod vm;
@@ -56,9 +62,12 @@ pub use decision::{DECISIONS_MAX, Decision, WaitCause, Waits};
 pub use policy::{Attachment, PolicyCatalog, PolicyError, PolicyKind, PolicyName, PolicySet};
 pub use profiles::Profiles;
 pub use rate::{BitRate, DeviceRate, InvalidRate, OperationLimit, ParseBitRateError, VmRate};
+pub use report::{DelayHistogram, Report, Rights};
 pub use scheduler::{
     CLASSES_MAX, DEVICES_MAX, DeviceHandle, DeviceStatistics, Grant, GrantReason, Granted,
     QUEUE_FRAMES_MAX, RefusalReason, Refused, Scheduler, StaleHandle, VmHandle,
 };
+pub use sla::{AlarmChange, SlaMeter, SlaReport};
+pub use snapshot::{DeviceSnapshot, HopSnapshot};
 pub use time::MonotonicTime;
 pub use trace::{Divergence, ReplaySummary, TRACE_EVENTS_MAX, Trace};

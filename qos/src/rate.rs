@@ -61,6 +61,20 @@ impl BitRate {
         u64::try_from(bit_nanos.div_ceil(u128::from(self.0))).unwrap_or(u64::MAX)
     }
 
+    /// The rate at which `bytes` pass in `nanos` nanoseconds, rounded down; zero in no time.
+    #[must_use]
+    pub fn of_bytes(bytes: u64, nanos: u64) -> Self {
+        let bit_nanos = u128::from(bytes) * BIT_NANOS_PER_BYTE;
+        let bits = bit_nanos.checked_div(u128::from(nanos)).unwrap_or(0);
+        Self(u64::try_from(bits).unwrap_or(u64::MAX))
+    }
+
+    /// Bits that pass in `nanos` nanoseconds, rounded up.
+    pub(crate) fn bits_in(self, nanos: u64) -> u64 {
+        let bit_nanos = u128::from(self.0) * u128::from(nanos);
+        u64::try_from(bit_nanos.div_ceil(1_000_000_000)).unwrap_or(u64::MAX)
+    }
+
     /// The sum, or the highest rate there is.
     #[must_use]
     pub const fn saturating_add(self, other: Self) -> Self {

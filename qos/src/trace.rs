@@ -120,6 +120,14 @@ impl Trace {
         self.events.is_empty()
     }
 
+    /// Bytes of each frame that was brought for `device`, in their order.
+    pub fn arrivals_of(&self, device: DeviceHandle) -> impl Iterator<Item = u32> {
+        self.events.iter().filter_map(move |event| match event {
+            Event::Enqueue(_, to, _, bytes) if *to == device => Some(*bytes),
+            _ => None,
+        })
+    }
+
     /// Does everything again, and compares.
     ///
     /// # Errors
