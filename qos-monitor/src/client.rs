@@ -1,0 +1,132 @@
+//! The other end of the control socket.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use crate::protocol::{Answer, DeviceSla, HopState, LastDecisions, Request, TraceFollows};
+
+/// How long an answer may take: a large trace of a busy process.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody is there.
+    #[error("nobody answers on {}: start io-director or host-agent with --control", path.display())]
+    Connect {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The other end said no.
+    #[error("{0}")]
+    Refused(String),
+    /// The other end went away, or is something else.
+    #[error("control socket gave no answer")]
+    Broken(#[source] io::Error),
+}
+
+/// A connection to a monitor.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the socket at `path`.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`].
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let connected = UnixStream::connect(path).and_then(|stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        });
+        let stream = connected.map_err(|source| ClientError::Connect {
+            path: path.to_owned(),
+            source,
+        })?;
+        let stream = BufReader::new(stream);
+        Ok(Self { stream })
+    }
+
+    /// All hops.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn state(&mut self) -> Result<Vec<HopState>, ClientError> {
+        self.ask(&Request::State {})
+    }
+
+    /// What the SLA meters found.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn sla(&mut self) -> Result<Vec<DeviceSla>, ClientError> {
+        self.ask(&Request::Sla {})
+    }
+
+    /// The decisions that the hop called `hop` made last.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn decisions(&mut self, hop: &str) -> Result<LastDecisions, ClientError> {
+        let hop = hop.to_owned();
+        self.ask(&Request::Decisions { hop })
+    }
+
+    /// Begins a trace of the hop called `hop`; it ends with [`Client::take_trace`], or with the
+    /// connection.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn start_trace(&mut self, hop: &str) -> Result<(), ClientError> {
+        let hop = hop.to_owned();
+        self.ask(&Request::StartTrace { hop })
+    }
+
+    /// Ends it; returns the bytes of a [`Recording`](crate::recording::Recording).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn take_trace(&mut self, hop: &str) -> Result<Vec<u8>, ClientError> {
+        let hop = hop.to_owned();
+        let TraceFollows { bytes } = self.ask(&Request::TakeTrace { hop })?;
+        let mut recording = Vec::new();
+        let taken = (&mut self.stream).take(bytes).read_to_end(&mut recording);
+        let taken = taken.map_err(ClientError::Broken)?;
+        if u64::try_from(taken) != Ok(bytes) {
+            return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(recording)
+    }
+
+    fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ClientError> {
+        let answer = self.exchange(request).map_err(ClientError::Broken)?;
+        match answer {
+            Answer::Ok(answer) => Ok(answer),
+            Answer::Error(reason) => Err(ClientError::Refused(reason)),
+        }
+    }
+
+    fn exchange<T: DeserializeOwned>(&mut self, request: &Request) -> io::Result<Answer<T>> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        // Whoever is refused for being one too many may find the socket closed: the answer counts.
+        let written = self.stream.get_mut().write_all(&line);
+        let mut answer = Vec::new();
+        self.stream.read_until(b'\n', &mut answer)?;
+        if answer.is_empty() {
+            written?;
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(serde_json::from_slice(&answer)?)
+    }
+}

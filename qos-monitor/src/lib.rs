@@ -1,0 +1,31 @@
+//! Why a device got what it got: watches the schedulers of a process and answers for them.
+//!
+//! ```text
+//! hops (host uplink, director downlinks, ports) ──snapshot──> Sampler: SLA meters, alarms in the log
+//!                                               ──trace─────> control socket <── orimono-qos
+//! ```
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`hop`] | what is watched: a scheduler with the names of its devices |
+//! | [`monitor`] | the one thread that samples and answers |
+//! | [`protocol`] | requests and answers of the control socket |
+//! | [`recording`] | a trace as a file |
+//! | [`client`] | the other end of the control socket |
+//!
+//! What is deliberately absent: how a scheduler decides (`qos`), and any way to change one.
+#![forbid(unsafe_code)]
+
+pub mod client;
+mod connection;
+pub mod hop;
+pub mod monitor;
+pub mod protocol;
+pub mod recording;
+mod sampler;
+mod socket;
+
+pub use client::{Client, ClientError};
+pub use hop::Hop;
+pub use monitor::{Monitor, MonitorError};
+pub use recording::{DamagedRecording, Recording};

@@ -1,0 +1,345 @@
+//! The thread that samples all hops and answers on the control socket.
+//!
+//! One thread does both: an answer that takes long (a large trace) makes the interval that is
+//! running longer, and meters measure whatever its length was.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use qos::report::main_causes;
+use serde::Serialize;
+
+use crate::connection::{Connection, Incoming};
+use crate::hop::Hop;
+use crate::protocol::{Answer, HopState, LastDecisions, REQUEST_BYTES_MAX, Request, TraceFollows};
+use crate::recording::Recording;
+use crate::sampler::Sampler;
+use crate::socket::ControlSocket;
+
+/// Clients of the control socket at a time. One more is told so and let go.
+pub const CLIENTS_MAX: usize = 8;
+/// How often devices are held against their promises.
+pub const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Why a monitor cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// Somebody serves the path already.
+    #[error("another process listens on {}: stop it, or give --control another path", path.display())]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something that is no socket has the name.
+    #[error("{} exists and is not a socket: remove it, or give --control another path", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file system, or the kernel's limit of 107 bytes for such a path.
+    #[error("cannot {action} control socket {}", path.display())]
+    Socket {
+        /// What was tried.
+        action: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel has no threads or descriptors left.
+    #[error("cannot start the monitor's thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A running monitor; dropped, it ends, with its clients and the file of its socket.
+#[derive(Debug)]
+pub struct Monitor {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Monitor {
+    /// Watches `hops` from now on, and answers on `control` if it is given.
+    ///
+    /// # Errors
+    /// [`MonitorError`]; nothing is left behind.
+    pub fn start(hops: Vec<Arc<dyn Hop>>, control: Option<&Path>) -> Result<Self, MonitorError> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let stop = EventFd::from_value_and_flags(0, flags);
+        let stop = Arc::new(stop.map_err(|error| MonitorError::Thread(error.into()))?);
+        let watch = Watch {
+            stop: stop.clone(),
+            socket: control.map(ControlSocket::bind).transpose()?,
+            sampler: Sampler::new(hops),
+            clients: Vec::new(),
+            sample_at: Instant::now(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("qos-monitor".to_owned())
+            .spawn(move || watch.run())
+            .map_err(MonitorError::Thread)?;
+        let thread = Some(thread);
+        Ok(Self { stop, thread })
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop.write(1) {
+            // A counter at its maximum is a stop that is pending already.
+            tracing::debug!(%error, "monitor was told to stop before");
+        }
+        if let Some(thread) = self.thread.take() {
+            // A panic there was reported by the thread itself.
+            drop(thread.join());
+        }
+    }
+}
+
+/// What the thread has.
+struct Watch {
+    stop: Arc<EventFd>,
+    socket: Option<ControlSocket>,
+    sampler: Sampler,
+    clients: Vec<Connection>,
+    sample_at: Instant,
+}
+
+/// What there is to do.
+struct Ready {
+    stop: bool,
+    accept: bool,
+    /// In the order of the clients.
+    clients: Vec<bool>,
+}
+
+impl Watch {
+    fn run(mut self) {
+        loop {
+            let ready = match self.select() {
+                Ok(ready) => ready,
+                Err(error) => {
+                    tracing::error!(%error, "monitor failed, restart the process to watch it again");
+                    return;
+                }
+            };
+            if ready.stop {
+                return;
+            }
+            self.apply(&ready);
+        }
+    }
+
+    /// Waits; changes nothing.
+    fn select(&self) -> nix::Result<Ready> {
+        let deadlines = self.clients.iter().map(Connection::deadline);
+        let until = deadlines.fold(self.sample_at, Instant::min);
+        let wait = until.saturating_duration_since(Instant::now());
+        // Whole milliseconds, up: not early.
+        let wait = u16::try_from(wait.as_millis() + 1).unwrap_or(u16::MAX);
+        let listener = self.socket.as_ref().map(|socket| socket.listener.as_fd());
+        let interests = self.clients.iter().map(Connection::interest);
+        let mut fds = vec![PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+        fds.extend(interests.map(|(fd, flags)| PollFd::new(fd, flags)));
+        fds.extend(listener.map(|listener| PollFd::new(listener, PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::from(wait)) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error),
+        }
+        let rang = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        let mut rang = fds.iter().map(rang);
+        let stop = rang.next().unwrap_or_default();
+        Ok(Ready {
+            stop,
+            clients: rang.by_ref().take(self.clients.len()).collect(),
+            accept: rang.next().unwrap_or_default(),
+        })
+    }
+
+    /// Does it; never waits.
+    fn apply(&mut self, ready: &Ready) {
+        let now = Instant::now();
+        if now >= self.sample_at {
+            self.sampler.sample();
+            self.sample_at = now + INTERVAL;
+        }
+        for (mut client, ready) in std::mem::take(&mut self.clients)
+            .into_iter()
+            .zip(&ready.clients)
+        {
+            let served = if *ready {
+                self.serve(&mut client, now)
+            } else {
+                Ok(())
+            };
+            if served.is_ok() && client.deadline() > now {
+                self.clients.push(client);
+            } else {
+                self.let_go(&client);
+            }
+        }
+        if ready.accept {
+            self.accept(now);
+        }
+    }
+
+    /// Reads, answers and sends as far as it goes.
+    ///
+    /// # Errors
+    /// The connection is over.
+    fn serve(&mut self, client: &mut Connection, now: Instant) -> io::Result<()> {
+        if client.is_idle() {
+            client.read(now)?;
+        } else {
+            client.write(now)?;
+        }
+        while client.is_idle() {
+            match client.take() {
+                Incoming::Nothing => break,
+                Incoming::TooLong => {
+                    let refusal = format!("a request has at most {REQUEST_BYTES_MAX} bytes");
+                    client.answer(error(refusal), true, now);
+                }
+                Incoming::Request(line) => {
+                    let answer = self.answer(client, &line).unwrap_or_else(error);
+                    client.answer(answer, false, now);
+                }
+            }
+            client.write(now)?;
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, now: Instant) {
+        let Some(socket) = &self.socket else {
+            return;
+        };
+        let accepted = socket.listener.accept();
+        let accepted = accepted.and_then(|(stream, _)| Connection::new(stream, now));
+        match accepted {
+            Ok(client) if self.clients.len() < CLIENTS_MAX => self.clients.push(client),
+            Ok(mut client) => {
+                let refusal = format!("{CLIENTS_MAX} clients are served already; try again later");
+                client.answer(error(refusal), true, now);
+                // It fits into the buffer of a new socket; then the connection ends either way.
+                drop(client.write(now));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => tracing::debug!(%error, "client of the control socket was lost"),
+        }
+    }
+
+    /// A client is gone: so are its traces.
+    fn let_go(&self, client: &Connection) {
+        for number in &client.traces {
+            if let Some(hop) = self.sampler.hops().nth(*number) {
+                drop(hop.take_trace());
+            }
+        }
+    }
+
+    /// The bytes of the answer, or why there is none.
+    fn answer(&self, client: &mut Connection, line: &[u8]) -> Result<Vec<u8>, String> {
+        let request = serde_json::from_slice(line)
+            .map_err(|error| format!("this is no request: {error}; see qos-monitor's protocol"))?;
+        match request {
+            Request::State {} => Ok(ok(&self.state())),
+            Request::Sla {} => Ok(ok(&self.sampler.report())),
+            Request::Decisions { hop } => {
+                let (_, hop) = self.find(&hop)?;
+                let decisions = hop.decisions();
+                let hop = hop.snapshot().ok_or_else(|| not_there(hop.name()))?;
+                Ok(ok(&LastDecisions { hop, decisions }))
+            }
+            Request::StartTrace { hop } => {
+                let (number, hop) = self.find(&hop)?;
+                let mut others = self.clients.iter();
+                if others.any(|other| other.traces.contains(&number)) {
+                    return Err(format!(
+                        "{} is being recorded by another client; try again later",
+                        hop.name()
+                    ));
+                }
+                if !hop.start_trace() {
+                    return Err(not_there(hop.name()));
+                }
+                if !client.traces.contains(&number) {
+                    client.traces.push(number);
+                }
+                Ok(ok(&()))
+            }
+            Request::TakeTrace { hop } => {
+                let (number, hop) = self.find(&hop)?;
+                client.traces.retain(|known| *known != number);
+                take_trace(hop.as_ref())
+            }
+        }
+    }
+
+    fn state(&self) -> Vec<HopState> {
+        let states = self.sampler.hops().map(|hop| {
+            let decisions = hop.decisions();
+            let snapshot = hop.snapshot();
+            let main_waits = snapshot.iter().flat_map(|snapshot| {
+                let causes = main_causes(&decisions).into_iter();
+                causes.filter_map(|(device, cause)| {
+                    Some((snapshot.name_of(device)?.to_owned(), cause))
+                })
+            });
+            HopState {
+                name: hop.name().to_owned(),
+                main_waits: main_waits.collect(),
+                snapshot,
+            }
+        });
+        states.collect()
+    }
+
+    fn find(&self, name: &str) -> Result<(usize, &Arc<dyn Hop>), String> {
+        let mut hops = self.sampler.hops().enumerate();
+        let found = hops.find(|(_, hop)| hop.name() == name);
+        found.ok_or_else(|| format!("no hop is named {name:?}; ask for state to see them"))
+    }
+}
+
+fn take_trace(hop: &dyn Hop) -> Result<Vec<u8>, String> {
+    let name = hop.name();
+    let gone =
+        || format!("{name} has no trace: none was begun, or its session ended; record again");
+    let trace = hop.take_trace().ok_or_else(gone)?;
+    let hop = hop.snapshot().ok_or_else(gone)?;
+    let recording = Recording { hop, trace };
+    let recording = recording.to_bytes();
+    let recording = recording.map_err(|error| format!("trace cannot be written: {error}"))?;
+    let bytes = u64::try_from(recording.len()).unwrap_or(u64::MAX);
+    Ok([ok(&TraceFollows { bytes }), recording].concat())
+}
+
+fn not_there(hop: &str) -> String {
+    format!("{hop} has no session now; try again when its host is connected")
+}
+
+fn ok(what: &impl Serialize) -> Vec<u8> {
+    line(&Answer::Ok(what))
+}
+
+fn error(reason: String) -> Vec<u8> {
+    line(&Answer::<()>::Error(reason))
+}
+
+fn line(answer: &impl Serialize) -> Vec<u8> {
+    // Maps here have text for keys, and nothing else can fail: an empty line says it did.
+    let mut line = serde_json::to_vec(answer).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,99 @@
+//! What is said on the control socket: a request is one line of JSON, and so is its answer.
+//!
+//! ```text
+//! > {"command":"state"}
+//! < {"ok":[{"name":"host1 uplink","snapshot":{...},"main_waits":{"vn01.vm1":"OwnLimit"}}]}
+//! > {"command":"start-trace","hop":"host1 uplink"}
+//! < {"ok":null}
+//! > {"command":"take-trace","hop":"host1 uplink"}
+//! < {"ok":{"bytes":123456}}          followed by that many bytes, a recording
+//! > {"command":"state","of":1}
+//! < {"error":"..."}
+//! ```
+//!
+//! Rates are bits per second, times nanoseconds. A trace belongs to the connection that began it
+//! and ends with it.
+
+use std::collections::BTreeMap;
+
+use qos::{BitRate, Decision, HopSnapshot, SlaReport, WaitCause};
+use serde::{Deserialize, Serialize};
+
+/// Bytes of a request at most, with the end of its line. A longer one ends the connection.
+pub const REQUEST_BYTES_MAX: usize = 1024;
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// All hops: a list of [`HopState`].
+    State {},
+    /// What the SLA meters found: a list of [`DeviceSla`].
+    Sla {},
+    /// The decisions a hop made last: [`LastDecisions`].
+    Decisions {
+        /// The hop's name.
+        hop: String,
+    },
+    /// Begins a trace of a hop.
+    StartTrace {
+        /// The hop's name.
+        hop: String,
+    },
+    /// Ends the trace of a hop: [`TraceFollows`], then the bytes of a recording.
+    TakeTrace {
+        /// The hop's name.
+        hop: String,
+    },
+}
+
+/// An answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer<T> {
+    /// What was asked for.
+    Ok(T),
+    /// Why not, and what to do.
+    Error(String),
+}
+
+/// A hop now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HopState {
+    /// Its name.
+    pub name: String,
+    /// Its state; `None` while it is not there: a link without a session.
+    pub snapshot: Option<HopSnapshot>,
+    /// What mostly held each device among the last decisions, by name. Those that waited for
+    /// nothing are absent.
+    pub main_waits: BTreeMap<String, WaitCause>,
+}
+
+/// The SLA of one device at one hop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSla {
+    /// The hop.
+    pub hop: String,
+    /// The device.
+    pub device: String,
+    /// Its committed rate.
+    pub promised: BitRate,
+    /// What the meter found since the process began.
+    pub report: SlaReport,
+}
+
+/// The decisions that a hop made last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastDecisions {
+    /// The hop.
+    pub hop: HopSnapshot,
+    /// Oldest first.
+    pub decisions: Vec<Decision>,
+}
+
+/// The length of a recording that follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceFollows {
+    /// Its bytes.
+    pub bytes: u64,
+}

@@ -1,0 +1,117 @@
+//! A trace as bytes: what `orimono-qos record` writes and `replay` reads.
+//!
+//! | bytes | what |
+//! | --- | --- |
+//! | 8 | [`MAGIC`] |
+//! | 4 | CRC32C of all that follows, little endian |
+//! | rest | [`Recording`], in postcard's encoding |
+//!
+//! The image of a scheduler in it changes with the scheduler: a recording is replayed by the
+//! version that made it.
+
+use qos::{HopSnapshot, Trace};
+use serde::{Deserialize, Serialize};
+
+/// The first bytes of a recording.
+pub const MAGIC: [u8; 8] = *b"ORIQOST1";
+
+const CHECKSUM_BYTES: usize = 4;
+
+/// A trace, with the names of the hop's devices.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Recording {
+    /// The hop when the trace ended.
+    pub hop: HopSnapshot,
+    /// What happened.
+    pub trace: Trace,
+}
+
+/// Why bytes are no recording.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DamagedRecording {
+    /// The file is something else.
+    #[error("is no recording: it does not begin with {:?}", MAGIC.escape_ascii().to_string())]
+    OtherFile,
+    /// Bytes were changed or are missing.
+    #[error("is damaged: its checksum differs; record it again")]
+    Checksum,
+    /// Whole, but not what this program writes.
+    #[error("cannot be understood; replay it with the version that recorded it")]
+    Content(#[source] postcard::Error),
+}
+
+impl Recording {
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// No memory is left for them.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, postcard::Error> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend([0; CHECKSUM_BYTES]);
+        let mut bytes = postcard::to_extend(self, bytes)?;
+        if let Some((head, content)) = bytes.split_at_mut_checked(MAGIC.len() + CHECKSUM_BYTES)
+            && let Some(checksum) = head.last_chunk_mut()
+        {
+            *checksum = crc32c::crc32c(content).to_le_bytes();
+        }
+        Ok(bytes)
+    }
+
+    /// Reads them back.
+    ///
+    /// # Errors
+    /// [`DamagedRecording`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DamagedRecording> {
+        let rest = bytes.strip_prefix(&MAGIC);
+        let rest = rest.ok_or(DamagedRecording::OtherFile)?;
+        let (checksum, content) = rest
+            .split_first_chunk::<CHECKSUM_BYTES>()
+            .ok_or(DamagedRecording::Checksum)?;
+        if u32::from_le_bytes(*checksum) != crc32c::crc32c(content) {
+            return Err(DamagedRecording::Checksum);
+        }
+        postcard::from_bytes(content).map_err(DamagedRecording::Content)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor::tests::Port;
+
+    fn bytes() -> Vec<u8> {
+        let port = Port::new("port");
+        port.begin_trace();
+        port.work(100);
+        port.recording().to_bytes().unwrap()
+    }
+
+    #[test]
+    fn recording_that_was_read_back_replays() {
+        let recording = Recording::from_bytes(&bytes()).unwrap();
+        assert_eq!(recording.hop.hop, "port");
+        let summary = recording.trace.replay().unwrap();
+        assert_eq!((summary.departures, summary.missed), (100, 0));
+    }
+
+    #[test]
+    fn every_changed_byte_and_every_missing_one_is_found() {
+        let whole = bytes();
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 0x20;
+            assert!(Recording::from_bytes(&changed).is_err(), "byte {at}");
+            assert!(Recording::from_bytes(&whole[..at]).is_err(), "{at} bytes");
+        }
+    }
+
+    #[test]
+    fn whole_nonsense_is_refused() {
+        let content = [0xff; 64];
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(crc32c::crc32c(&content).to_le_bytes());
+        bytes.extend(content);
+        let error = Recording::from_bytes(&bytes).unwrap_err();
+        assert!(matches!(error, DamagedRecording::Content(_)), "{error}");
+    }
+}
