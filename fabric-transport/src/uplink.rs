@@ -163,6 +163,13 @@ impl Uplink {
         }
     }
 
+    /// This end of the session that is active, if one is.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<Arc<Endpoint>> {
+        let state = self.shared.lock();
+        state.endpoint.clone().filter(|_| state.active)
+    }
+
     /// Whether a session is active.
     #[must_use]
     pub fn is_active(&self) -> bool {

@@ -1,5 +1,6 @@
 //! Starting and stopping everything that a host has.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -8,10 +9,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use fabric_config::{HostConfig, LabConfig, VhbaConfig, VnicConfig};
 use fabric_payload::ethernet::Offloads;
-use fabric_transport::LaneClient;
 use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
 use fabric_transport::uplink::{Addresses, Connector, Uplink, UplinkConfig, UplinkDevice};
+use fabric_transport::{DeviceId, LaneClient};
 use io_director::Director;
+use qos_monitor::{Hop, LinkHop};
 use vhba_backend::VhbaDevice;
 use vhost_user_session::{Session, SessionConfig, SessionHandle, SocketSource, VirtioDevice};
 use vnic_backend::VnicDevice;
@@ -23,8 +25,9 @@ pub struct HostAgent {
     // Dropped in this order: guests lose their back ends first, so that nothing they still send
     // is taken for lost.
     sessions: Vec<SessionHandle>,
-    uplink: Uplink,
-    _director: Option<Director>,
+    uplink: Arc<Uplink>,
+    director: Option<Director>,
+    link: Arc<LinkHop>,
 }
 
 impl std::fmt::Debug for HostAgent {
@@ -88,11 +91,24 @@ impl HostAgent {
         };
         let uplink =
             Uplink::start(config, connector, attached).context("uplink cannot be started")?;
+        let uplink = Arc::new(uplink);
+        let watched = Arc::downgrade(&uplink);
+        let present = move || watched.upgrade()?.endpoint();
+        let link = LinkHop::new(host.budget.hop(), names(host), present);
         Ok(Self {
             sessions,
             uplink,
-            _director: director,
+            director,
+            link: Arc::new(link),
         })
+    }
+
+    /// Every scheduler of this process: of the uplink, and those of an embedded director.
+    #[must_use]
+    pub fn hops(&self) -> Vec<Arc<dyn Hop>> {
+        let mut hops: Vec<Arc<dyn Hop>> = vec![self.link.clone()];
+        hops.extend(self.director.iter().flat_map(Director::hops));
+        hops
     }
 
     /// The way to the director.
@@ -117,6 +133,13 @@ impl Drop for HostAgent {
 #[must_use]
 pub(crate) fn socket_path(host: &HostConfig, device: &str) -> PathBuf {
     host.run_dir.join(format!("{device}.sock"))
+}
+
+/// What the lab file calls the devices of a host.
+fn names(host: &HostConfig) -> HashMap<DeviceId, String> {
+    let vnics = host.vnics().map(|vnic| (vnic.id, vnic.name.clone()));
+    let vhbas = host.vhbas().map(|vhba| (vhba.id, vhba.name.clone()));
+    vnics.chain(vhbas).collect()
 }
 
 fn vnic_device(lab: &LabConfig, config: &VnicConfig, vm: &VmGrant) -> Result<Device> {

@@ -12,6 +12,7 @@ use clap::Parser;
 use fabric_config::{LabConfig, require_admitted};
 use host_agent::{HostAgent, qemu_args};
 use orimono_qemu::{Accelerator, Qemu};
+use qos_monitor::Monitor;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
@@ -51,6 +52,9 @@ struct Arguments {
     /// guest can end this process
     #[arg(long)]
     allow_unsealed_memory: bool,
+    /// A socket that orimono-qos asks why devices get what they get; default: none
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or a filter as of RUST_LOG
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
     log: String,
@@ -112,9 +116,12 @@ fn run(arguments: &Arguments) -> Result<()> {
     // Before any thread starts, so that an early signal is not lost.
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be taken")?;
     let agent = HostAgent::start(&lab, &host, arguments.allow_unsealed_memory)?;
+    let monitor = Monitor::start(agent.hops(), arguments.control.as_deref())
+        .context("host agent cannot start")?;
     tracing::info!(host, "host agent ready");
     let signal = signals.forever().next();
     tracing::info!(host, signal, "host agent stops");
+    drop(monitor);
     drop(agent);
     Ok(())
 }

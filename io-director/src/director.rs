@@ -14,6 +14,7 @@ use fabric_transport::link::LinkAddress;
 use fabric_transport::session::{CloseReason, Role};
 use fabric_transport::{DeviceId, Directory, EndpointConfig, LaneClient};
 use qos::{AdmissionError, DeviceRate, LinkBudget};
+use qos_monitor::{Hop, LinkHop};
 
 use crate::counters::Snapshot;
 use crate::ethernet::{self, EthernetPort, TapError};
@@ -80,7 +81,7 @@ struct Books {
     ethernet_ports: BTreeMap<PortName, EthernetPort>,
     vhbas: BTreeMap<DeviceId, Vhba>,
     /// Their threads end after the vHBAs that wait for them.
-    _san_ports: BTreeMap<PortName, SanPort>,
+    san_ports: BTreeMap<PortName, SanPort>,
 }
 
 #[derive(Debug)]
@@ -97,6 +98,7 @@ struct HostSession {
 
 #[derive(Debug)]
 struct Device {
+    name: String,
     host: String,
     generation: u32,
     vm: VmGrant,
@@ -158,7 +160,7 @@ impl Director {
             devices: devices(config).collect(),
             ethernet_ports,
             vhbas,
-            _san_ports: san_ports,
+            san_ports,
         };
         tracing::info!(
             director = config.director.name,
@@ -254,6 +256,30 @@ impl Director {
         }
     }
 
+    /// Every scheduler of the director: the link to each host, and those of its ports.
+    #[must_use]
+    pub fn hops(&self) -> Vec<Arc<dyn Hop>> {
+        let mut names: Vec<_> = self.books.hosts.keys().collect();
+        names.sort();
+        let links = names.into_iter().filter_map(|name| self.link_hop(name));
+        let ethernet_ports = self.books.ethernet_ports.values();
+        let san_ports = self.books.san_ports.values();
+        links
+            .chain(ethernet_ports.flat_map(EthernetPort::hops))
+            .chain(san_ports.flat_map(SanPort::hops))
+            .collect()
+    }
+
+    fn link_hop(&self, host: &str) -> Option<Arc<dyn Hop>> {
+        let devices = self.books.devices.iter();
+        let devices = devices.filter(|(_, device)| device.host == host);
+        let devices = devices.map(|(id, device)| (*id, device.name.clone()));
+        let hop = self.books.hosts.get(host)?.downlink.hop();
+        let (books, host) = (Arc::downgrade(&self.books), host.to_owned());
+        let present = move || books.upgrade()?.hosts.get(&host)?.lock().endpoint.clone();
+        Some(Arc::new(LinkHop::new(hop, devices.collect(), present)))
+    }
+
     /// The counters of all ports and devices.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Snapshot> {
@@ -307,23 +333,29 @@ fn devices(config: &LabConfig) -> impl Iterator<Item = (DeviceId, Device)> {
     vms.flat_map(|(host, vm)| {
         let vnics = vm.vnics.iter().map(|vnic| {
             let kind = DeviceKind::Vnic(vnic.port);
-            (vnic.id, vnic.generation, vnic.egress, kind)
+            (&vnic.name, vnic.id, vnic.generation, vnic.egress, kind)
         });
         let vhbas = vm.vhbas.iter();
-        let vhbas = vhbas.map(|vhba| (vhba.id, vhba.generation, vhba.egress, DeviceKind::Vhba));
-        vnics.chain(vhbas).map(|(id, generation, egress, kind)| {
-            let device = Device {
-                host: host.name.clone(),
-                generation,
-                vm: VmGrant {
-                    name: vm.name.clone(),
-                    rate: vm.egress,
-                },
-                egress,
-                kind,
-            };
-            (id, device)
-        })
+        let vhbas = vhbas.map(|vhba| {
+            let kind = DeviceKind::Vhba;
+            (&vhba.name, vhba.id, vhba.generation, vhba.egress, kind)
+        });
+        vnics
+            .chain(vhbas)
+            .map(|(name, id, generation, egress, kind)| {
+                let device = Device {
+                    name: name.clone(),
+                    host: host.name.clone(),
+                    generation,
+                    vm: VmGrant {
+                        name: vm.name.clone(),
+                        rate: vm.egress,
+                    },
+                    egress,
+                    kind,
+                };
+                (id, device)
+            })
     })
 }
 

@@ -26,6 +26,7 @@ mod credit;
 pub mod director;
 pub mod ethernet;
 mod port_direction;
+mod port_hop;
 mod port_scheduler;
 pub mod san;
 

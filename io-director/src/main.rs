@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use fabric_config::{LabConfig, require_admitted};
 use io_director::Director;
+use qos_monitor::Monitor;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
@@ -26,6 +27,9 @@ struct Arguments {
     /// Takes reservations beyond what a hop can keep, on every hop; then all of them are scaled down.
     #[arg(long)]
     oversubscribe: bool,
+    /// A socket that orimono-qos asks why devices get what they get; default: none.
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
     /// What is logged to standard error, like info or io_director=debug; default: RUST_LOG, info.
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -84,6 +88,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     let mut director = Director::start(&config).context("director cannot start")?;
     director.listen().context("director cannot start")?;
+    let monitor = Monitor::start(director.hops(), arguments.control.as_deref())
+        .context("director cannot start")?;
     if let Some(signal) = signals.forever().next() {
         tracing::info!(signal, "director stops");
     }
@@ -95,6 +101,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             .collect();
         tracing::debug!(object = snapshot.object, ?counts, "final counters");
     }
+    drop(monitor);
     drop(director);
     Ok(())
 }

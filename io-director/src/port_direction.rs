@@ -30,6 +30,10 @@ pub(crate) struct PortVm {
 }
 
 impl PortVm {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn new(vm: &VmConfig) -> Self {
         let together = |rate: VmRate| VmRate {
             cir: BitRate::ZERO,

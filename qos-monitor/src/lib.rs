@@ -8,6 +8,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`hop`] | what is watched: a scheduler with the names of its devices |
+//! | [`link`] | either end of a fabric link as a hop |
 //! | [`monitor`] | the one thread that samples and answers |
 //! | [`protocol`] | requests and answers of the control socket |
 //! | [`recording`] | a trace as a file |
@@ -19,6 +20,7 @@
 pub mod client;
 mod connection;
 pub mod hop;
+pub mod link;
 pub mod monitor;
 pub mod protocol;
 pub mod recording;
@@ -27,5 +29,6 @@ mod socket;
 
 pub use client::{Client, ClientError};
 pub use hop::Hop;
+pub use link::LinkHop;
 pub use monitor::{Monitor, MonitorError};
 pub use recording::{DamagedRecording, Recording};

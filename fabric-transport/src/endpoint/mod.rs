@@ -16,6 +16,7 @@
 mod link_thread;
 mod reassembly;
 mod transmit;
+mod watch;
 
 use std::collections::HashMap;
 use std::io;

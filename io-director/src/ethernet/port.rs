@@ -29,14 +29,16 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use qos::{AdmissionError, DeviceRate, MonotonicTime};
+use qos_monitor::Hop;
 
 use super::switch::{Destination, DropReason, Source, Switch};
 use super::tap::{Tap, TapError};
 use super::vnic_session::VnicSession;
-use super::wire::Wire;
+use super::wire::{Direction, Wire};
 use crate::counters::{PortCounters, Snapshot, VnicCounters};
 use crate::credit;
 use crate::port_direction::{PortDevice, PortVm};
+use crate::port_hop::PortHop;
 use crate::port_scheduler::{PortScheduler, WAKE_SLACK};
 
 /// What the director can receive for a vNIC: 1 MiB of frames.
@@ -193,6 +195,32 @@ impl EthernetPort {
             self.shared.run_wire();
         }
         Ok(())
+    }
+
+    /// The schedulers of a port with a rate: each way.
+    #[must_use]
+    pub fn hops(&self) -> Vec<Arc<dyn Hop>> {
+        let Some(budget) = &self.shared.config.budget else {
+            return Vec::new();
+        };
+        let frame_bytes_max = u32::try_from(CHARGE_BYTES_MAX).unwrap_or(u32::MAX);
+        let directions = [
+            (Direction::Ingress, "ingress"),
+            (Direction::Egress, "egress"),
+        ];
+        let hops = directions.map(|(direction, name)| {
+            let vnics = self.shared.vnics.iter();
+            let names = vnics.map(|(device, vnic)| (*device, vnic.config.name.clone()));
+            let shared = self.shared.clone();
+            let name = format!("{} {name}", budget.hop());
+            let hop = PortHop::new(name, names.collect(), move |look| {
+                if let Some(wire) = &shared.wire {
+                    wire.with(|wire, now| look(wire.watch(direction, frame_bytes_max), now));
+                }
+            });
+            Arc::new(hop) as Arc<dyn Hop>
+        });
+        hops.into()
     }
 
     /// The counters of the port and of its vNICs.

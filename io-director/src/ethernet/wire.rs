@@ -17,6 +17,7 @@ use fabric_transport::DeviceId;
 use qos::{AdmissionError, DeviceHandle, DeviceRate, LinkBudget, MonotonicTime};
 
 use crate::port_direction::{PortDevice, PortDirection};
+use crate::port_hop::Watch;
 use crate::port_scheduler::Paced;
 
 /// The only class of a vNIC's frames.
@@ -34,6 +35,15 @@ pub(super) struct Wire<T> {
 struct Vnic {
     words: PortDevice,
     attached: Option<Attached>,
+}
+
+/// The schedulers of a wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// To the LAN.
+    Ingress,
+    /// From the LAN.
+    Egress,
 }
 
 /// A vNIC that has its reservation.
@@ -204,6 +214,27 @@ impl<T> Wire<T> {
         }
         (vnic.words.ingress, vnic.words.egress) = (ingress, egress);
         Ok(())
+    }
+
+    /// One direction as its monitor sees it, whose frames are charged with `frame_bytes_max` at
+    /// most. Of the egress nothing can be said by device: there are only arrivals.
+    pub(super) fn watch(&mut self, direction: Direction, frame_bytes_max: u32) -> Watch<'_> {
+        let vnics = self.vnics.iter().filter_map(|(device, vnic)| {
+            let attached = vnic.attached.as_ref()?;
+            Some((*device, vnic.words.vm.name(), attached.ingress))
+        });
+        match direction {
+            Direction::Ingress => Watch {
+                scheduler: &mut self.ingress.scheduler,
+                frame_bytes_max,
+                devices: vnics.collect(),
+            },
+            Direction::Egress => Watch {
+                scheduler: &mut self.egress.scheduler,
+                frame_bytes_max,
+                devices: Vec::new(),
+            },
+        }
     }
 
     /// What `device` has queued towards the LAN.

@@ -24,6 +24,8 @@
 //!
 //! Pure: `K` names a command, and the time is an argument.
 
+mod watch;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -34,6 +36,8 @@ use qos::{
 
 use crate::port_direction::{PortDevice, PortDirection};
 use crate::port_scheduler::Paced;
+
+pub(super) use watch::Limit;
 
 /// The least a command is charged with, and what an operation is charged with where only the
 /// number counts.

@@ -9,6 +9,7 @@
 //! A vHBA that nothing limits never comes here, and of a port that limits nobody the thread only
 //! sleeps.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
@@ -19,17 +20,22 @@ use fabric_transport::DeviceId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use qos::{AdmissionError, DeviceRate, LinkBudget};
+use qos_monitor::Hop;
 
-use super::command_queue::{Charged, CommandQueue, Held};
+use super::command_queue::{Charged, CommandQueue, Direction, Held, Limit};
 use super::nexus::Nexus;
 use super::task_set::TaskKey;
 use crate::port_direction::{PortDevice, PortVm};
+use crate::port_hop::PortHop;
 use crate::port_scheduler::PortScheduler;
 
 /// A SAN port with its thread.
 #[derive(Debug)]
 pub struct SanPort {
     shared: Arc<SanPortShared>,
+    port: PortName,
+    has_rate: bool,
+    vhbas: BTreeMap<DeviceId, String>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -58,11 +64,15 @@ impl SanPort {
         budget: Option<&LinkBudget>,
         vhbas: impl Iterator<Item = (&'a VmConfig, &'a VhbaConfig)>,
     ) -> io::Result<Self> {
-        let vhbas = vhbas.map(|(vm, vhba)| PortDevice {
-            device: vhba.id,
-            vm: PortVm::new(vm),
-            ingress: vhba.ingress,
-            egress: vhba.egress,
+        let mut names = BTreeMap::new();
+        let vhbas = vhbas.map(|(vm, vhba)| {
+            names.insert(vhba.id, vhba.name.clone());
+            PortDevice {
+                device: vhba.id,
+                vm: PortVm::new(vm),
+                ingress: vhba.ingress,
+                egress: vhba.egress,
+            }
         });
         let queue = CommandQueue::new(&format!("san-port {port}"), budget, vhbas);
         let shared = Arc::new(SanPortShared {
@@ -75,8 +85,37 @@ impl SanPort {
             .spawn(move || served.serve())?;
         Ok(Self {
             shared,
+            port,
+            has_rate: budget.is_some(),
+            vhbas: names,
             thread: Some(thread),
         })
+    }
+
+    /// Its schedulers: of operations, and of a port with a rate each way.
+    #[must_use]
+    pub fn hops(&self) -> Vec<Arc<dyn Hop>> {
+        let limits = [
+            (Limit::Operations, "operations"),
+            (Limit::Bandwidth(Direction::Ingress), "ingress"),
+            (Limit::Bandwidth(Direction::Egress), "egress"),
+        ];
+        let limits = limits
+            .into_iter()
+            .filter(|(limit, _)| self.has_rate || *limit == Limit::Operations);
+        let hops = limits.map(|(limit, name)| {
+            let name = format!("san-port {} {name}", self.port);
+            let shared = self.shared.clone();
+            let hop = PortHop::new(name, self.vhbas.clone(), move |look| {
+                shared.queue.with(|queue, now| {
+                    if let Some(watch) = queue.watch(limit) {
+                        look(watch, now);
+                    }
+                });
+            });
+            Arc::new(hop) as Arc<dyn Hop>
+        });
+        hops.collect()
     }
 
     pub(super) fn shared(&self) -> Arc<SanPortShared> {
