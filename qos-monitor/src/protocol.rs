@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! > {"command":"state"}
-//! < {"ok":[{"name":"host1 uplink","snapshot":{...},"main_waits":{"vn01.vm1":"OwnLimit"}}]}
+//! < {"ok":[{"name":"host1 uplink","snapshot":{...},"main_waits":{"vn01.vm1":"own-limit"}}]}
 //! > {"command":"start-trace","hop":"host1 uplink"}
 //! < {"ok":null}
 //! > {"command":"take-trace","hop":"host1 uplink"}

@@ -10,6 +10,7 @@ use crate::time::MonotonicTime;
 /// What a frame waited for. The causes of one frame add up to the time from its arrival to its
 /// start, but for [`WaitCause::Credit`], which lies before the arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum WaitCause {
     /// The receiver had no buffers: the caller could not hand the frame over.
     Credit,
@@ -39,7 +40,7 @@ impl WaitCause {
         Self::Link,
     ];
 
-    /// The name reports use.
+    /// The name that reports and serde use.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

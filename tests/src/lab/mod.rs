@@ -86,6 +86,12 @@ impl Lab {
         self.folder.path()
     }
 
+    /// The control socket of a host agent, or of the `director`.
+    #[must_use]
+    pub fn control(&self, name: &str) -> PathBuf {
+        self.folder().join(format!("{name}.control"))
+    }
+
     /// Keeps the folder when the lab is dropped.
     pub fn keep_folder(&mut self) {
         self.folder.disable_cleanup(true);
@@ -111,6 +117,7 @@ impl Lab {
         }
         let mut command = Command::new(program("io-director")?);
         command.arg("--config").arg(&self.file);
+        command.arg("--control").arg(self.control("director"));
         let director = Process::start("io-director", &self.namespace, &mut command)?;
         director.wait_line("director listens", 1, PATIENCE)?;
         self.director = Some(director);
@@ -127,7 +134,9 @@ impl Lab {
         command
             .arg("--config")
             .arg(&self.file)
-            .args(["--host", &host.name]);
+            .args(["--host", &host.name])
+            .arg("--control")
+            .arg(self.control(&host.name));
         let agent = Process::start(&host.name, &self.namespace, &mut command)?;
         agent.wait_line("host agent ready", 1, PATIENCE)?;
         *self.agents.get_mut(index).context("no such host")? = Some(agent);
