@@ -25,6 +25,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fabric-payload", &[]),
     ("guest-init", &[]),
     ("fabric-transport", &["qos"]),
+    ("qos-monitor", &["qos", "fabric-transport"]),
     ("vhost-user-session", &[]),
     ("fabric-config", &["qos", "fabric-transport"]),
     (
@@ -55,6 +56,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "io-director",
         &[
             "qos",
+            "qos-monitor",
             "fabric-payload",
             "fabric-transport",
             "fabric-config",
@@ -66,6 +68,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "host-agent",
         &[
             "qos",
+            "qos-monitor",
             "fabric-payload",
             "fabric-transport",
             "fabric-config",
