@@ -197,13 +197,14 @@ impl Explained {
         text + &self.rest()
     }
 
+    /// What frames waited for. Shares are of what held the head of the queue: the waits of those
+    /// behind it follow from that.
     fn waits(&self) -> String {
         let head = ["  WAITED FOR", "SHARE", "MEAN", "P50 <=", "P99 <=", "MAX"];
-        let all = self.report.delays.total().as_nanos().max(1);
-        let line = |name: &str, delays: &DelayHistogram| {
+        let line = |name: &str, share: String, delays: &DelayHistogram| {
             [
                 format!("  {name}"),
-                format!("{} %", delays.total().as_nanos() * 100 / all),
+                share,
                 text::time(delays.mean()),
                 text::time(delays.percentile(50)),
                 text::time(delays.percentile(99)),
@@ -212,11 +213,20 @@ impl Explained {
         };
         let causes = WaitCause::ALL.into_iter().zip(&self.report.causes);
         let causes = causes.filter(|(_, delays)| !delays.total().is_zero());
-        let mut rows: Vec<_> = causes
-            .map(|(cause, delays)| line(cause.name(), delays))
-            .collect();
-        rows.push(line("all", &self.report.delays));
-        text::table(head, rows)
+        let held = |cause| cause != WaitCause::OwnQueue;
+        let of_head = causes.clone().filter(|(cause, _)| held(*cause));
+        let all: Duration = of_head.map(|(_, delays)| delays.total()).sum();
+        let rows = causes.map(|(cause, delays)| {
+            let percent = delays.total().as_nanos() * 100 / all.as_nanos().max(1);
+            let share = if held(cause) {
+                format!("{percent} %")
+            } else {
+                "-".to_owned()
+            };
+            line(cause.name(), share, delays)
+        });
+        let all = line("all", "-".to_owned(), &self.report.delays);
+        text::table(head, rows.chain([all]).collect())
     }
 
     fn rest(&self) -> String {

@@ -105,13 +105,54 @@ mod tests {
         }
     }
 
+    /// What a file claims whose checksum somebody made fit.
+    fn sealed(content: &[u8]) -> Vec<u8> {
+        let checksum = crc32c::crc32c(content).to_le_bytes();
+        [MAGIC.as_slice(), &checksum, content].concat()
+    }
+
+    /// Whatever it says: refused, or replayed with another outcome, but no panic.
+    #[test]
+    fn forged_recording_is_refused_or_diverges() {
+        let whole = bytes();
+        let content = &whole[MAGIC.len() + CHECKSUM_BYTES..];
+        let mut diverged = 0;
+        for at in 0..content.len() {
+            for bit in [0x01, 0x10, 0x80] {
+                let mut forged = content.to_vec();
+                forged[at] ^= bit;
+                if let Ok(recording) = Recording::from_bytes(&sealed(&forged)) {
+                    diverged += usize::from(recording.trace.replay().is_err());
+                }
+            }
+        }
+        assert!(diverged > 0);
+    }
+
+    #[test]
+    fn divergence_names_the_call() {
+        let port = Port::new("port");
+        port.begin_trace();
+        port.work(100);
+        let recording = port.recording();
+        let mut forged = serde_json::to_value(&recording.trace).unwrap();
+        let events = forged["events"].as_array_mut().unwrap();
+        let mut departures = events.iter_mut().enumerate();
+        let departed = |event: &serde_json::Value| event["Dequeue"][1]["bytes"] == 1500;
+        let (call, event) = departures.find(|(_, event)| departed(event)).unwrap();
+        event["Dequeue"][1]["bytes"] = 1499.into();
+        let trace: Trace = serde_json::from_value(forged).unwrap();
+        let divergence = trace.replay().unwrap_err();
+        assert_eq!(divergence.call, u64::try_from(call).unwrap());
+        assert!(
+            divergence.to_string().contains("bytes: 1499"),
+            "{divergence}"
+        );
+    }
+
     #[test]
     fn whole_nonsense_is_refused() {
-        let content = [0xff; 64];
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(crc32c::crc32c(&content).to_le_bytes());
-        bytes.extend(content);
-        let error = Recording::from_bytes(&bytes).unwrap_err();
+        let error = Recording::from_bytes(&sealed(&[0xff; 64])).unwrap_err();
         assert!(matches!(error, DamagedRecording::Content(_)), "{error}");
     }
 }

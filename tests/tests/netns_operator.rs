@@ -148,6 +148,18 @@ fn run_dir_that_cannot_be_made_is_named() {
 }
 
 #[test]
+fn control_socket_that_would_replace_a_file_is_refused() {
+    let site = Site::new();
+    let file = site.path().join("lun1");
+    let file = file.to_str().unwrap();
+    for name in ["io-director", "host-agent"] {
+        let words = [file, "is not a socket", "give --control another path"];
+        site.refuses(name, ("lun1", "lun1"), &["--control", file], &words);
+    }
+    assert_eq!(fs::metadata(file).unwrap().len(), 1 << 20);
+}
+
+#[test]
 fn unknown_host_and_vm_are_answered_with_those_there_are() {
     let site = Site::new();
     let same = ("lun1", "lun1");

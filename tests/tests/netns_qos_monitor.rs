@@ -1,12 +1,15 @@
 //! `orimono-qos` against the real director and host agent, with guests that flood one slow link.
 #![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use fabric_config::HostConfig;
+use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::signal::Signal;
 use orimono_tests::devices::net::{NetGuest, frame};
 use orimono_tests::lab::{Lab, PATIENCE, program};
@@ -234,6 +237,36 @@ fn broken_promise_raises_an_alarm_which_clears_again() {
         &["sla"],
         &["nobody answers on", "start io-director or host-agent"],
     );
+}
+
+#[test]
+fn top_shows_the_devices_until_it_is_told_to_quit() {
+    let lab = Lab::start(LAB).unwrap();
+    let size = Winsize {
+        ws_row: 12,
+        ws_col: 150,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
+    let mut top = Command::new(program("orimono-qos").unwrap());
+    top.arg("--socket").arg(lab.control("host1")).arg("top");
+    top.stdin(slave.try_clone().unwrap());
+    top.stdout(slave.try_clone().unwrap());
+    let mut child = top.stderr(slave).spawn().unwrap();
+    // The last descriptors of the terminal's other end are the child's: its end is seen.
+    drop(top);
+    let mut terminal = File::from(master);
+    let mut seen = Vec::new();
+    let mut bytes = [0; 4096];
+    while !String::from_utf8_lossy(&seen).contains("vn01.limited") {
+        let count = terminal.read(&mut bytes).unwrap();
+        seen.extend(bytes.iter().take(count));
+    }
+    terminal.write_all(b"q").unwrap();
+    // It is read to its end, so that nothing it still draws waits; a closed terminal is EIO.
+    while terminal.read(&mut bytes).is_ok() {}
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]
