@@ -78,6 +78,7 @@ impl Recording {
 mod tests {
     use super::*;
     use crate::monitor::tests::Port;
+    use qos::TRACE_EVENTS_MAX;
 
     fn bytes() -> Vec<u8> {
         let port = Port::new("port");
@@ -103,6 +104,22 @@ mod tests {
             assert!(Recording::from_bytes(&changed).is_err(), "byte {at}");
             assert!(Recording::from_bytes(&whole[..at]).is_err(), "{at} bytes");
         }
+    }
+
+    #[test]
+    fn full_trace_says_what_it_missed() {
+        let port = Port::new("port");
+        port.begin_trace();
+        // An enqueue, a dequeue and one in vain make three calls of each frame.
+        let frames = TRACE_EVENTS_MAX / 3;
+        for _ in 0..frames / 10_000 + 1 {
+            port.work(10_000);
+        }
+        let bytes = port.recording().to_bytes().unwrap();
+        let recording = Recording::from_bytes(&bytes).unwrap();
+        assert_eq!(recording.trace.len(), TRACE_EVENTS_MAX);
+        let summary = recording.trace.replay().unwrap();
+        assert!(summary.missed > 0);
     }
 
     /// What a file claims whose checksum somebody made fit.
