@@ -47,7 +47,7 @@ fn lanes(payload_bytes: usize) -> Result<f64> {
     let stop = AtomicBool::new(false);
     let rate = std::thread::scope(|scope| -> Result<f64> {
         // One thread feeds all, as one ring's thread would: two cores are for the two ends.
-        let (senders, feeding) = (&lanes.senders, &stop);
+        let (senders, feeding) = (lanes.senders(), &stop);
         let feed = std::thread::Builder::new().name("bench-feed".to_owned());
         feed.spawn_scoped(scope, move || {
             while !feeding.load(Ordering::Relaxed) {

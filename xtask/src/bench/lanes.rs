@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use fabric_transport::endpoint::DeviceGrant;
 use fabric_transport::endpoint::Endpoint;
-use fabric_transport::link::{Listener, connect};
+use fabric_transport::link::{Link, Listener, connect};
 use fabric_transport::session::{CloseReason, Role, SessionConfig};
 use fabric_transport::{
     DeviceId, Directory, EndpointConfig, FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused,
@@ -20,7 +20,10 @@ use qos::{DeviceRate, LinkBudget};
 /// What the frames carry.
 static PAYLOAD: [u8; 68 * 1024] = [0x5a; 68 * 1024];
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Credit of a device: 1 MiB underway.
+const WINDOW_BLOCKS: u32 = 16 * 1024;
 
 /// A device of the sending end.
 #[derive(Default)]
@@ -87,8 +90,8 @@ impl Sender {
         lanes.queue(&mut frames).ok().map(|()| lanes)
     }
 
-    /// Sends frames of `payload_bytes` as fast as they are taken, until `stop`.
-    pub(super) fn saturate(&self, payload_bytes: usize, stop: &AtomicBool) {
+    /// Sends frames of `payload_bytes` on `lane` as fast as they are taken, until `stop`.
+    pub(super) fn saturate(&self, lane: VirtualLane, payload_bytes: usize, stop: &AtomicBool) {
         self.wait(|(lanes, _)| lanes.is_some());
         let lanes = self
             .state
@@ -100,7 +103,7 @@ impl Sender {
         let mut frames = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             while frames.len() < batch(payload_bytes) {
-                frames.push((VirtualLane::Network, FrameBuffer::zeroed(payload_bytes)));
+                frames.push((lane, FrameBuffer::zeroed(payload_bytes)));
             }
             let writable = self.state.lock().unwrap_or_else(PoisonError::into_inner).1;
             match lanes.try_send(&mut frames) {
@@ -157,6 +160,19 @@ impl LaneClient for Counter {
 
 struct Fixed(HashMap<DeviceId, DeviceGrant>);
 
+impl Fixed {
+    /// Devices from 1 on.
+    fn new(clients: impl Iterator<Item = (Arc<dyn LaneClient>, DeviceRate)>) -> Self {
+        let grants = clients.map(|(client, rate)| DeviceGrant {
+            vm: None,
+            rate,
+            windows: [0, 0, WINDOW_BLOCKS, WINDOW_BLOCKS],
+            client,
+        });
+        Self((1..).map(DeviceId).zip(grants).collect())
+    }
+}
+
 impl Directory for Fixed {
     fn greeted(&self, _: &Arc<Endpoint>, _: &str, _: u64) -> Result<u16, String> {
         Ok(1)
@@ -180,31 +196,12 @@ impl Directory for Fixed {
     fn closed(&self, _: &Arc<Endpoint>, _: &CloseReason) {}
 }
 
-/// A running pair of endpoints with one sender and one counter a rate.
-pub(super) struct Lanes {
-    pub(super) senders: Vec<Arc<Sender>>,
-    pub(super) counters: Vec<Arc<Counter>>,
-    ends: Vec<(Arc<Endpoint>, JoinHandle<()>)>,
-}
+/// One end of a session; its thread ends when this is dropped.
+struct End(Option<(Arc<Endpoint>, JoinHandle<()>)>);
 
-impl Lanes {
-    /// Joins two ends by TCP; every device sends at most at its rate on a link of `budget`.
-    pub(super) fn start(budget: &LinkBudget, rates: &[DeviceRate]) -> Result<Self> {
-        let waker: Arc<(Mutex<()>, Condvar)> = Arc::default();
-        let senders: Vec<_> = rates
-            .iter()
-            .map(|_| {
-                Arc::new(Sender {
-                    waker: waker.clone(),
-                    ..Sender::default()
-                })
-            })
-            .collect();
-        let counters: Vec<_> = rates.iter().map(|_| Arc::new(Counter::default())).collect();
-        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse()?)?;
-        let near = connect(&listener.address()?, PATIENCE)?;
-        let far = listener.accept()?.context("no connection arrived")?;
-        let config = |role| EndpointConfig {
+impl End {
+    fn start(role: Role, budget: &LinkBudget, link: Link, devices: Fixed) -> Result<Self> {
+        let config = EndpointConfig {
             role,
             session: SessionConfig {
                 name: "bench".to_owned(),
@@ -215,63 +212,95 @@ impl Lanes {
             },
             budget: budget.clone(),
         };
-        let windows = [0, 0, 0, 16 * 1024];
-        let ids = (1..).map(DeviceId);
-        let sending = ids
-            .clone()
-            .zip(senders.iter().zip(rates))
-            .map(|(id, (client, rate))| {
-                (
-                    id,
-                    DeviceGrant {
-                        vm: None,
-                        rate: *rate,
-                        windows,
-                        client: client.clone(),
-                    },
-                )
-            });
-        let receiving = ids.zip(&counters).map(|(id, client)| {
-            (
-                id,
-                DeviceGrant {
-                    vm: None,
-                    rate: DeviceRate::best_effort(),
-                    windows,
-                    client: client.clone(),
-                },
-            )
-        });
-        let (sending, receiving) = (
-            Arc::new(Fixed(sending.collect())),
-            Arc::new(Fixed(receiving.collect())),
-        );
-        let ends = vec![
-            Endpoint::start(config(Role::Director), far, receiving, "bench-director")?,
-            Endpoint::start(config(Role::Host), near, sending, "bench-host")?,
-        ];
-        Ok(Self {
-            senders,
-            counters,
-            ends,
-        })
-    }
-
-    /// Bytes that arrived so far, by device.
-    pub(super) fn bytes(&self) -> Vec<u64> {
-        self.counters
-            .iter()
-            .map(|counter| counter.bytes.load(Ordering::Relaxed))
-            .collect()
+        let name = format!("bench-{role:?}").to_lowercase();
+        let running = Endpoint::start(config, link, Arc::new(devices), &name)?;
+        Ok(Self(Some(running)))
     }
 }
 
-impl Drop for Lanes {
+impl Drop for End {
     fn drop(&mut self) {
-        for (endpoint, thread) in self.ends.drain(..) {
+        if let Some((endpoint, thread)) = self.0.take() {
             endpoint.close("bench is over");
             // A panic there was reported by the thread itself.
             drop(thread.join());
         }
+    }
+}
+
+/// The end that sends, as the host does.
+pub(super) struct SendingEnd {
+    pub(super) senders: Vec<Arc<Sender>>,
+    _end: End,
+}
+
+impl SendingEnd {
+    /// Devices 1 to n, each with one of `rates`, on a link of `budget`.
+    pub(super) fn start(link: Link, budget: &LinkBudget, rates: &[DeviceRate]) -> Result<Self> {
+        let waker: Arc<(Mutex<()>, Condvar)> = Arc::default();
+        let sender = || {
+            Arc::new(Sender {
+                waker: waker.clone(),
+                ..Sender::default()
+            })
+        };
+        let senders: Vec<_> = rates.iter().map(|_| sender()).collect();
+        let clients = senders.iter().map(|sender| sender.clone() as _);
+        let devices = Fixed::new(clients.zip(rates.iter().copied()));
+        Ok(Self {
+            senders,
+            _end: End::start(Role::Host, budget, link, devices)?,
+        })
+    }
+}
+
+/// The end that receives, as the director does.
+pub(super) struct ReceivingEnd {
+    counters: Vec<Arc<Counter>>,
+    _end: End,
+}
+
+impl ReceivingEnd {
+    /// Devices 1 to `devices`.
+    pub(super) fn start(link: Link, budget: &LinkBudget, devices: usize) -> Result<Self> {
+        let counters: Vec<_> = (0..devices).map(|_| Arc::new(Counter::default())).collect();
+        let clients = counters.iter().map(|counter| counter.clone() as _);
+        let devices = Fixed::new(clients.zip(std::iter::repeat(DeviceRate::best_effort())));
+        Ok(Self {
+            counters,
+            _end: End::start(Role::Director, budget, link, devices)?,
+        })
+    }
+}
+
+/// Both ends in this process.
+pub(super) struct Lanes {
+    sending: SendingEnd,
+    receiving: ReceivingEnd,
+}
+
+impl Lanes {
+    /// Joins two ends by TCP; every device sends at most at its rate on a link of `budget`.
+    pub(super) fn start(budget: &LinkBudget, rates: &[DeviceRate]) -> Result<Self> {
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse()?)?;
+        let near = connect(&listener.address()?, PATIENCE)?;
+        let far = listener.accept()?.context("no connection arrived")?;
+        let receiving = ReceivingEnd::start(far, budget, rates.len())?;
+        Ok(Self {
+            sending: SendingEnd::start(near, budget, rates)?,
+            receiving,
+        })
+    }
+
+    pub(super) fn senders(&self) -> &[Arc<Sender>] {
+        &self.sending.senders
+    }
+
+    /// Bytes that arrived so far, by device.
+    pub(super) fn bytes(&self) -> Vec<u64> {
+        let counters = self.receiving.counters.iter();
+        counters
+            .map(|counter| counter.bytes.load(Ordering::Relaxed))
+            .collect()
     }
 }

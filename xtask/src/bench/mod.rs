@@ -3,7 +3,7 @@
 
 mod fabric;
 mod lanes;
-mod qos_smoke;
+mod qos_link;
 mod slow_consumer;
 
 use std::io::Write;
@@ -26,12 +26,15 @@ pub(crate) struct Bench {
     /// Set by the task itself once it runs optimised
     #[arg(long, hide = true)]
     optimised: bool,
+    #[command(flatten)]
+    far_end: Option<qos_link::FarEnd>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Name {
-    /// Two devices saturate a shared 400 Mb/s TCP link: each gets its CIR
-    QosSmoke,
+    /// A 1 Gb/s link between two processes, every device greedy: reservations and shares, next to
+    /// Linux HTB
+    QosLink,
     /// A guest without receive buffers and a LUN that answers after 5 s: what the others notice
     SlowConsumer,
     /// Lanes, credits, scheduler and CRC32C against plain writes on the same loopback TCP
@@ -71,10 +74,13 @@ impl Figure {
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
+    if let Some(far_end) = bench.far_end {
+        return far_end.serve();
+    }
     if !bench.optimised {
         return run_optimised(bench);
     }
-    let all = [Name::QosSmoke, Name::SlowConsumer, Name::Fabric];
+    let all = [Name::QosLink, Name::SlowConsumer, Name::Fabric];
     let benches = if bench.benches.is_empty() {
         all.to_vec()
     } else {
@@ -84,7 +90,7 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     for name in benches {
         let figures = match name {
-            Name::QosSmoke => qos_smoke::measure()?,
+            Name::QosLink => qos_link::measure()?,
             Name::SlowConsumer => slow_consumer::measure()?,
             Name::Fabric => fabric::measure()?,
         };
