@@ -4,6 +4,8 @@
 mod fabric;
 mod lanes;
 mod qos_link;
+mod qos_storage;
+mod real_time;
 mod slow_consumer;
 
 use std::io::Write;
@@ -35,6 +37,8 @@ enum Name {
     /// A 1 Gb/s link between two processes, every device greedy: reservations and shares, next to
     /// Linux HTB
     QosLink,
+    /// A vHBA with a reservation beside a vNIC that floods the link, through host agent and director
+    QosStorage,
     /// A guest without receive buffers and a LUN that answers after 5 s: what the others notice
     SlowConsumer,
     /// Lanes, credits, scheduler and CRC32C against plain writes on the same loopback TCP
@@ -80,7 +84,12 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
     if !bench.optimised {
         return run_optimised(bench);
     }
-    let all = [Name::QosLink, Name::SlowConsumer, Name::Fabric];
+    let all = [
+        Name::QosLink,
+        Name::QosStorage,
+        Name::SlowConsumer,
+        Name::Fabric,
+    ];
     let benches = if bench.benches.is_empty() {
         all.to_vec()
     } else {
@@ -91,6 +100,7 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
     for name in benches {
         let figures = match name {
             Name::QosLink => qos_link::measure()?,
+            Name::QosStorage => qos_storage::measure()?,
             Name::SlowConsumer => slow_consumer::measure()?,
             Name::Fabric => fabric::measure()?,
         };

@@ -18,16 +18,16 @@ mod far_end;
 mod htb;
 mod windows;
 
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use fabric_transport::VirtualLane;
 use fabric_transport::link::connect;
 
 use super::Figure;
 use super::lanes::{PATIENCE, SendingEnd};
+use super::real_time::RealTime;
 use crate::say;
 use arrivals::{TICK, tick};
 use case::{Case, Traffic, budget};
@@ -49,7 +49,7 @@ const COUNTED_MIN: f64 = 0.5;
 const EXCESS_GOAL: f64 = 0.01;
 
 pub(super) fn measure() -> Result<Vec<Figure>> {
-    let _first = RealTime::start()?;
+    let _real_time = RealTime::start()?;
     let reservations = Rounds::measure(Case::Reservations)?;
     let excess = Rounds::measure(Case::Excess)?;
     let mut figures = Vec::new();
@@ -58,37 +58,6 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
     }
     figures.extend(excess.of_division());
     Ok(figures)
-}
-
-/// Threads of this process, and processes it starts, come first while this lives.
-struct RealTime;
-
-impl RealTime {
-    fn start() -> Result<Self> {
-        Self::change(&["--fifo", "10"]).context("real-time priority: run this as root")?;
-        Ok(Self)
-    }
-
-    fn change(policy: &[&str]) -> Result<()> {
-        let [policy, priority] = policy else {
-            return Ok(());
-        };
-        let this = std::process::id().to_string();
-        let status = Command::new("chrt")
-            .args(["--all-tasks", policy, "--pid", priority, &this])
-            .status()
-            .context("cannot run chrt (util-linux)")?;
-        ensure!(status.success(), "chrt failed");
-        Ok(())
-    }
-}
-
-impl Drop for RealTime {
-    fn drop(&mut self) {
-        if let Err(error) = Self::change(&["--other", "0"]) {
-            say(&format!("priority stays: {error:#}"));
-        }
-    }
 }
 
 /// The runs of a case.
@@ -172,7 +141,7 @@ impl Rounds {
                 (0.0, 1.0),
             ),
             figure(
-                format!("CIR error, {name}, of HTB's"),
+                format!("CIR error, {name}, to HTB's"),
                 percent(worst(&errors)),
                 "%",
                 percent(worst(&htb.percentile_99())),
@@ -237,7 +206,7 @@ impl Rounds {
         };
         [
             figure("excess 5:3:1:1, error", percent(EXCESS_GOAL)),
-            figure("excess 5:3:1:1, of HTB's", htb),
+            figure("excess 5:3:1:1, to HTB's", htb),
         ]
     }
 }
