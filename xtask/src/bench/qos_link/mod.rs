@@ -83,8 +83,7 @@ impl Rounds {
 
     /// Bytes that each device is entitled to in a tick.
     fn entitled(&self) -> Vec<f64> {
-        let bytes = |bits: f64| bits / 8.0 * TICK.as_secs_f64();
-        self.case.entitled().into_iter().map(bytes).collect()
+        self.case.entitled().into_iter().map(in_tick).collect()
     }
 
     /// Windows of all runs of a system, and what its runs say one by one.
@@ -157,29 +156,22 @@ impl Rounds {
         ]
     }
 
-    /// How far the division of what is left over is from the weights, over all runs.
+    /// How far the division of what nobody reserved is from the weights: the worst device, in the
+    /// windows of a run that count, and of the runs the median.
     fn division_error(&self, system: &str, runs: &[Measured]) -> f64 {
-        let weights: f64 = self
-            .case
-            .devices()
-            .iter()
-            .map(|d| f64::from(d.weight))
-            .sum();
+        let [_, length, _] = LENGTHS;
+        let (entitled, devices) = (self.entitled(), self.case.devices());
+        let weights: f64 = devices.iter().map(|device| f64::from(device.weight)).sum();
         let of_run = |run: &Measured| {
-            let reserved = self
-                .case
-                .devices()
-                .iter()
-                .map(|device| device.cir_megabits as f64 * 1e6 / 8.0 * TICK.as_secs_f64());
-            let excess: Vec<f64> = run
-                .mean()
-                .iter()
-                .zip(reserved)
-                .map(|(bytes, reserved)| bytes - reserved)
+            let distances = run.windows(length, &entitled).mean();
+            let excess = distances.iter().zip(&entitled).zip(devices);
+            let excess: Vec<f64> = excess
+                .map(|((distance, entitled), device)| {
+                    entitled * (1.0 + distance) - in_tick(device.cir_megabits as f64 * 1e6)
+                })
                 .collect();
             let left = excess.iter().sum::<f64>();
-            let devices = excess.iter().zip(self.case.devices());
-            let errors = devices.map(|(excess, device)| {
+            let errors = excess.iter().zip(devices).map(|(excess, device)| {
                 (excess / left / (f64::from(device.weight) / weights) - 1.0).abs()
             });
             worst(&errors.collect::<Vec<_>>())
@@ -209,6 +201,11 @@ impl Rounds {
             figure("excess 5:3:1:1, to HTB's", htb),
         ]
     }
+}
+
+/// Bytes in a tick at a rate in bit/s.
+fn in_tick(rate: f64) -> f64 {
+    rate / 8.0 * TICK.as_secs_f64()
 }
 
 fn percent(part: f64) -> f64 {

@@ -40,8 +40,8 @@ pub(super) struct Measured(Vec<Vec<f64>>);
 /// The windows of one length.
 #[derive(Debug, Default)]
 pub(super) struct Windows {
-    /// Relative errors of the devices, window by window.
-    errors: Vec<Vec<f64>>,
+    /// How far each device is from what it is entitled to, as a part of that, window by window.
+    distances: Vec<Vec<f64>>,
     /// Windows in which the link did not carry its rate.
     pub(super) set_aside: usize,
 }
@@ -58,15 +58,6 @@ impl Measured {
         Self(rows.iter().map(charged).collect())
     }
 
-    /// Mean bytes in a tick, by device.
-    pub(super) fn mean(&self) -> Vec<f64> {
-        let count = self.0.len() as f64;
-        sum(&self.0)
-            .into_iter()
-            .map(|bytes| bytes / count)
-            .collect()
-    }
-
     /// Windows of a length, against the bytes in a tick that devices are entitled to; together
     /// they are entitled to the link.
     pub(super) fn windows(&self, length: Length, entitled: &[f64]) -> Windows {
@@ -80,8 +71,8 @@ impl Measured {
                 continue;
             }
             let pairs = bytes.iter().zip(entitled);
-            let errors = pairs.map(|(bytes, entitled)| (bytes / (entitled * scale) - 1.0).abs());
-            windows.errors.push(errors.collect());
+            let distances = pairs.map(|(bytes, entitled)| bytes / (entitled * scale) - 1.0);
+            windows.distances.push(distances.collect());
         }
         windows
     }
@@ -89,22 +80,29 @@ impl Measured {
 
 impl Windows {
     pub(super) fn extend(&mut self, more: Self) {
-        self.errors.extend(more.errors);
+        self.distances.extend(more.distances);
         self.set_aside += more.set_aside;
     }
 
-    /// Windows whose errors count.
+    /// Windows that count.
     pub(super) fn counted(&self) -> usize {
-        self.errors.len()
+        self.distances.len()
+    }
+
+    /// The mean distance of each device, signed. Nothing without windows.
+    pub(super) fn mean(&self) -> Vec<f64> {
+        let count = self.counted() as f64;
+        let sums = sum(&self.distances).into_iter();
+        sums.map(|sum| sum / count).collect()
     }
 
     /// The error of each device that one window in a hundred may exceed; with fewer windows, the
     /// largest one. Nothing without windows.
     pub(super) fn percentile_99(&self) -> Vec<f64> {
-        let devices = self.errors.first().map_or(0, Vec::len);
+        let devices = self.distances.first().map_or(0, Vec::len);
         let of = |device| {
-            let errors = self.errors.iter().filter_map(|errors| errors.get(device));
-            let mut errors: Vec<f64> = errors.copied().collect();
+            let of_device = self.distances.iter().filter_map(|all| all.get(device));
+            let mut errors: Vec<f64> = of_device.map(|distance: &f64| distance.abs()).collect();
             errors.sort_by(f64::total_cmp);
             errors.get((errors.len() * 99).div_ceil(100) - 1).copied()
         };
@@ -138,6 +136,8 @@ mod tests {
         let measured = Measured::new(&rows, &[1.0, 2.0]);
         let windows = measured.windows(tick, &[600.0, 400.0]);
         assert_eq!((windows.counted(), windows.set_aside), (2, 2));
+        let mean = windows.mean();
+        assert!(mean[0].abs() - 1.0 / 120.0 < 1e-9 && mean[0] > 0.0 && mean[1] < 0.0);
         let errors = windows.percentile_99();
         assert!((errors[0] - 1.0 / 60.0).abs() < 1e-9 && (errors[1] - 0.05).abs() < 1e-9);
     }
@@ -146,10 +146,10 @@ mod tests {
     fn one_window_in_a_hundred_may_exceed_the_percentile() {
         let mut windows = Windows::default();
         for error in 1..=200 {
-            windows.errors.push(vec![f64::from(error)]);
+            windows.distances.push(vec![-f64::from(error)]);
         }
         assert_eq!(windows.percentile_99(), [198.0]);
-        windows.errors.truncate(15);
+        windows.distances.truncate(15);
         assert_eq!(windows.percentile_99(), [15.0]);
         assert!(Windows::default().percentile_99().is_empty());
     }
