@@ -144,7 +144,7 @@ impl Rounds {
                 percent(worst(&errors)),
                 "%",
                 percent(worst(&htb.percentile_99())),
-                (0.0, 1.0),
+                (0.0, length.of_htb_max),
             ),
             figure(
                 format!("windows that count, {name}"),

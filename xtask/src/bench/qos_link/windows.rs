@@ -7,6 +7,8 @@ pub(super) struct Length {
     pub(super) ticks: usize,
     /// The largest error.
     pub(super) goal: f64,
+    /// The most it may be of HTB's.
+    pub(super) of_htb_max: f64,
     /// How far what the whole link carried may be from its rate. In a window with less the machine
     /// did not run us, and what was late arrives in the next: neither says how a link is divided.
     pub(super) stall_max: f64,
@@ -17,18 +19,22 @@ pub(super) const LENGTHS: [Length; 3] = [
         name: "1 s",
         ticks: 100,
         goal: 0.005,
+        // Only printed: both are about as exact as `stall_max` tells them apart.
+        of_htb_max: f64::INFINITY,
         stall_max: 0.002,
     },
     Length {
         name: "100 ms",
         ticks: 10,
         goal: 0.02,
+        of_htb_max: 1.0,
         stall_max: 0.01,
     },
     Length {
         name: "10 ms",
         ticks: 1,
         goal: 0.10,
+        of_htb_max: 1.0,
         stall_max: 0.03,
     },
 ];
