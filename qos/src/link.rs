@@ -6,7 +6,7 @@ use crate::clock::RateClock;
 use crate::rate::BitRate;
 use crate::time::MonotonicTime;
 
-/// What a late caller may catch up at least, in bytes and in time.
+/// What a late caller may catch up at least in bytes, and in time unless another is set.
 const CATCH_UP_BYTES: u64 = 2 * 64 * 1024;
 const CATCH_UP_NANOS: u64 = 1_000_000;
 
@@ -21,6 +21,8 @@ const CATCH_UP_NANOS: u64 = 1_000_000;
 pub(crate) struct Link {
     rate: BitRate,
     busy_until: RateClock,
+    /// What is asked for, and what is in force at the present rate.
+    catch_up_asked_nanos: u64,
     catch_up_nanos: u64,
     now: u64,
     lost_nanos: u64,
@@ -31,7 +33,8 @@ impl Link {
         Self {
             rate,
             busy_until: RateClock::default(),
-            catch_up_nanos: catch_up_nanos(rate),
+            catch_up_asked_nanos: CATCH_UP_NANOS,
+            catch_up_nanos: catch_up_nanos(rate, CATCH_UP_NANOS),
             now: 0,
             lost_nanos: 0,
         }
@@ -102,15 +105,21 @@ impl Link {
             self.busy_until.rescale(self.now, old, new);
         }
         self.rate = rate;
-        self.catch_up_nanos = catch_up_nanos(rate);
+        self.catch_up_nanos = catch_up_nanos(rate, self.catch_up_asked_nanos);
+    }
+
+    /// Sets what a late caller may catch up.
+    pub(crate) fn set_catch_up(&mut self, nanos: u64) {
+        self.catch_up_asked_nanos = nanos;
+        self.catch_up_nanos = catch_up_nanos(self.rate, nanos);
     }
 }
 
-fn catch_up_nanos(rate: BitRate) -> u64 {
+fn catch_up_nanos(rate: BitRate, asked_nanos: u64) -> u64 {
     if rate.is_zero() {
-        CATCH_UP_NANOS
+        asked_nanos
     } else {
-        CATCH_UP_NANOS.max(rate.transmission_nanos(CATCH_UP_BYTES))
+        asked_nanos.max(rate.transmission_nanos(CATCH_UP_BYTES))
     }
 }
 

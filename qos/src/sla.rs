@@ -9,8 +9,10 @@
 //! ```
 //!
 //! An interval is **violated** when the device had frames queued all the time and got less than its
-//! committed rate times the interval, less [`TOLERANCE_PERCENT`] of that and one largest frame. A
-//! device that asked for less than it was promised, or that a peak of its own held back (which is
+//! committed rate times the interval, less [`TOLERANCE_PERCENT`] of that and one largest frame. So
+//! that one frame is little beside what is promised, an interval lasts as long as
+//! [`FRAMES_PROMISED_MIN`] of them take at the committed rate, but not above
+//! [`INTERVAL_NANOS_MAX`]. A device that asked for less than it was promised, or that a peak of its own held back (which is
 //! never below the promise), is not wronged.
 
 use std::collections::VecDeque;
@@ -25,6 +27,12 @@ use crate::time::MonotonicTime;
 /// What of a promise may be missing in one interval: frames underway at its ends, and a scheduler
 /// whose thread the machine let wait.
 pub const TOLERANCE_PERCENT: u64 = 5;
+
+/// Largest frames that an interval promises at least.
+pub const FRAMES_PROMISED_MIN: u64 = 10;
+
+/// An interval is not made longer than this, however little is promised: 10 s.
+pub const INTERVAL_NANOS_MAX: u64 = 10_000_000_000;
 
 /// What of an interval may be missing from the time with frames queued: a scheduler's clock stands
 /// still between two calls.
@@ -103,8 +111,9 @@ pub struct SlaMeter {
 }
 
 impl SlaMeter {
-    /// Ends an interval and begins the next: `statistics` are the device's at `now`, `promised` its
-    /// committed rate, `frame_bytes_max` the largest frame of the hop.
+    /// Ends an interval, if it has been long enough, and begins the next: `statistics` are the
+    /// device's at `now`, `promised` its committed rate, `frame_bytes_max` the largest frame of the
+    /// hop.
     ///
     /// The first call only begins one, as does a call whose counters are below those before: the
     /// device was removed and added again.
@@ -115,6 +124,17 @@ impl SlaMeter {
         frame_bytes_max: u32,
         statistics: &DeviceStatistics,
     ) -> Option<AlarmChange> {
+        if let Some((began, promised_before, _)) = &mut self.before {
+            let nanos = saturating_nanos(now.saturating_duration_since(*began));
+            // A promise that changed meanwhile is held against the lower one.
+            let least = promised.min(*promised_before);
+            let enough_bits = 8 * FRAMES_PROMISED_MIN * u64::from(frame_bytes_max);
+            if !least.is_zero() && nanos < INTERVAL_NANOS_MAX && least.bits_in(nanos) < enough_bits
+            {
+                *promised_before = least;
+                return None;
+            }
+        }
         let before = self.before.replace((now, promised, *statistics));
         let (began, promised_before, before) = before?;
         let nanos = saturating_nanos(now.saturating_duration_since(began));
@@ -130,7 +150,6 @@ impl SlaMeter {
         let stuck = achieved == 0 && before.queued_frames > 0;
         let observed = u128::from(nanos) * u128::from(100 - UNOBSERVED_PERCENT) / 100;
         let backlogged = stuck || queued.as_nanos() >= observed;
-        // A promise that changed meanwhile is held against the lower one.
         let promised = promised.min(promised_before);
         let promised_bits = promised.bits_in(nanos);
         let tolerated_bits = (promised_bits / 100)
@@ -355,12 +374,31 @@ mod tests {
         assert_eq!(fed.meter.report().intervals, 2);
     }
 
+    /// A megabyte at 8 Mb/s takes 1 s: one of ten would be lost in the tolerance of a frame.
+    #[test]
+    fn interval_lasts_until_a_frame_is_little() {
+        let mut meter = SlaMeter::default();
+        let at = |millis: u64| MonotonicTime::from_nanos(millis * 1_000_000);
+        let mut statistics = DeviceStatistics {
+            queued_frames: 1,
+            ..DeviceStatistics::default()
+        };
+        for millis in (0..=20_000).step_by(100) {
+            let change = meter.end_interval(at(millis), rate(8_000_000), 1_000_000, &statistics);
+            assert_eq!(change.is_some(), millis == 20_000, "at {millis} ms");
+            statistics.backlogged += INTERVAL;
+        }
+        let report = meter.report();
+        assert_eq!((report.intervals, report.violations), (2, 2));
+        assert_eq!(report.last.unwrap().nanos, INTERVAL_NANOS_MAX);
+    }
+
     #[test]
     fn promise_that_was_raised_meanwhile_counts_from_the_next_interval() {
         let mut meter = SlaMeter::default();
         let statistics = DeviceStatistics::default();
         let at = |millis: u64| MonotonicTime::from_nanos(millis * 1_000_000);
-        let low = rate(8_000);
+        let low = rate(8_000_000);
         let high = rate(80_000_000);
         assert_eq!(meter.end_interval(at(0), low, 1500, &statistics), None);
         assert_eq!(meter.end_interval(at(100), high, 1500, &statistics), None);

@@ -55,6 +55,16 @@ fn queue_bytes_max(rate: &DeviceRate) -> u64 {
     })
 }
 
+/// How much of its rate a link catches up that a busy machine let wait: two or three time slices of
+/// others. What leaves at once is bounded by what the peer has not acknowledged.
+const CATCH_UP: Duration = Duration::from_millis(10);
+
+fn scheduler(budget: LinkBudget) -> Scheduler<QueuedFrame> {
+    let mut scheduler = Scheduler::new(budget);
+    scheduler.set_catch_up(CATCH_UP);
+    scheduler
+}
+
 /// What the scheduler of a link is told of a device: without the limit of operations, which counts
 /// commands and stands at the SAN port. A link carries frames, any number to a command.
 fn link_rate(rate: DeviceRate) -> DeviceRate {
@@ -293,7 +303,7 @@ impl Endpoint {
             session: Session::new(config.role, config.session, now()),
             unacknowledged_bytes_max: unacknowledged_bytes_max(&config.budget),
             piece_bytes: reassembly::piece_bytes(config.budget.rate()),
-            scheduler: Scheduler::new(config.budget),
+            scheduler: scheduler(config.budget),
             devices: HashMap::new(),
             profiles: Profiles::default(),
             peer_name: String::new(),
@@ -378,7 +388,7 @@ impl Endpoint {
         if core.devices.is_empty() {
             core.unacknowledged_bytes_max = unacknowledged_bytes_max(&budget);
             core.piece_bytes = reassembly::piece_bytes(budget.rate());
-            core.scheduler = Scheduler::new(budget);
+            core.scheduler = scheduler(budget);
         }
     }
 

@@ -74,9 +74,9 @@
 //!
 //! # The link
 //! Grants are paced at the link's rate, so that the queue stands here and not in a socket. A
-//! caller that comes late to free link with frames waiting catches up: two frames of 64 KiB or
-//! 1 ms of the rate, whichever is more, leave at once. Idle time earns no such burst, and a longer
-//! stall is forgotten (it stops the clock of the reservations as well: promise 1 then counts
+//! caller that comes late to a free link with frames waiting catches up: two frames of 64 KiB or
+//! 1 ms of the rate, whichever is more, leave at once ([`Scheduler::set_catch_up`]). Idle time
+//! earns no such burst, and a longer stall is forgotten (it stops the clock of the reservations as well: promise 1 then counts
 //! service time).
 //!
 //! A link that became too slow for what was promised ([`Scheduler::set_link_rate`]) scales all
@@ -285,6 +285,13 @@ impl<T> Scheduler<T> {
     /// Makes room for `frames` in all queues together, so that queueing them allocates nothing.
     pub fn reserve_frames(&mut self, frames: usize) {
         self.frames.reserve(frames);
+    }
+
+    /// Lets a late caller catch up so much of the link's rate, instead of 1 ms. What leaves at once
+    /// then queues behind the scheduler: more than that is for callers that bound it.
+    pub fn set_catch_up(&mut self, span: Duration) {
+        let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        self.link.set_catch_up(nanos);
     }
 
     /// The budget as configured, whatever the link's present rate is.
