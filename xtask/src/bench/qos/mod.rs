@@ -1,11 +1,16 @@
 //! The scheduler's promises as figures: what they are worth in virtual time, and what keeping them
 //! costs in CPU time. Links are not a part of it.
 
+mod calls;
+mod cpu_time;
 mod deck;
 mod delay;
 mod lateness;
+mod load;
 mod rate_change;
+mod rte_sched;
 mod sharing;
+mod speed;
 mod world;
 
 use anyhow::Result;
@@ -19,6 +24,8 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
         delay::measure,
         rate_change::measure,
         deck::measure,
+        speed::measure,
+        calls::measure,
     ];
     let mut figures = Vec::new();
     for part in parts {
