@@ -1,6 +1,7 @@
 //! DPDK's `rte_sched` on the same mix, where Debian's libdpdk-dev is installed.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -18,7 +19,7 @@ pub(super) struct RteSched {
 
 impl RteSched {
     /// Compiles the program. `None`, and a line that says what to do, without DPDK.
-    pub(super) fn compile() -> Result<Option<std::path::PathBuf>> {
+    pub(super) fn compile() -> Result<Option<PathBuf>> {
         let flags = Command::new("pkg-config")
             .args(["--cflags", "--libs", "libdpdk"])
             .stderr(Stdio::null())
@@ -45,7 +46,7 @@ impl RteSched {
     }
 
     /// Starts it with `pipes` pipes that all have packets.
-    pub(super) fn start(program: &std::path::Path, pipes: u32, packets: usize) -> Result<Self> {
+    pub(super) fn start(program: &Path, pipes: u32, packets: usize) -> Result<Self> {
         let mut process = Command::new(program)
             .args([pipes.to_string(), packets.to_string()])
             .stdin(Stdio::piped())
