@@ -111,12 +111,14 @@ pub struct Decision {
 /// Decisions that a scheduler remembers: about 300 KiB, so that it stays in a processor's cache.
 pub const DECISIONS_MAX: usize = 4_096;
 
+/// The same as a number of decisions made.
+#[expect(clippy::as_conversions, reason = "4,096 is 4,096 in any type")]
+const LAP: u64 = DECISIONS_MAX as u64;
+
 /// The decisions made last.
 #[derive(Debug)]
 pub(crate) struct DecisionRing {
     ring: Vec<Decision>,
-    /// Where the next one goes once the ring is full.
-    next: usize,
     total: u64,
 }
 
@@ -124,25 +126,36 @@ impl Default for DecisionRing {
     fn default() -> Self {
         Self {
             ring: Vec::with_capacity(DECISIONS_MAX),
-            next: 0,
             total: 0,
         }
     }
 }
 
 impl DecisionRing {
+    /// Inlined into every grant: a call would copy the decision once more.
+    #[inline]
     pub(crate) fn push(&mut self, decision: Decision) {
-        match self.ring.get_mut(self.next) {
+        let next = self.next();
+        match self.ring.get_mut(next) {
             Some(oldest) => *oldest = decision,
-            None => self.ring.push(decision),
+            None => self.push_first_lap(decision),
         }
-        self.next = (self.next + 1) % DECISIONS_MAX;
         self.total = self.total.saturating_add(1);
+    }
+
+    #[cold]
+    fn push_first_lap(&mut self, decision: Decision) {
+        self.ring.push(decision);
+    }
+
+    /// Where the next one goes.
+    fn next(&self) -> usize {
+        usize::try_from(self.total % LAP).unwrap_or(0)
     }
 
     /// Oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Decision> {
-        let (newer, older) = self.ring.split_at(self.next.min(self.ring.len()));
+        let (newer, older) = self.ring.split_at(self.next().min(self.ring.len()));
         older.iter().chain(newer)
     }
 
