@@ -4,6 +4,7 @@
 mod fabric;
 mod lanes;
 mod qos;
+mod qos_guest;
 mod qos_link;
 mod qos_storage;
 mod real_time;
@@ -35,7 +36,7 @@ pub(crate) struct Bench {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Name {
-    /// Everything about bandwidth: qos-scheduler, qos-link and qos-storage
+    /// Everything about bandwidth: the four that follow
     Qos,
     /// What the scheduler promises, in virtual time, and what it costs
     QosScheduler,
@@ -44,6 +45,8 @@ enum Name {
     QosLink,
     /// A vHBA with a reservation beside a vNIC that floods the link, through host agent and director
     QosStorage,
+    /// The same in stock guests: fio on a vHBA beside a vNIC that is flooded
+    QosGuest,
     /// A guest without receive buffers and a LUN that answers after 5 s: what the others notice
     SlowConsumer,
     /// Lanes, credits, scheduler and CRC32C against plain writes on the same loopback TCP
@@ -54,10 +57,16 @@ impl Name {
     /// What it measures, in this order.
     fn parts(self) -> &'static [fn() -> Result<Vec<Figure>>] {
         match self {
-            Self::Qos => &[qos::measure, qos_link::measure, qos_storage::measure],
+            Self::Qos => &[
+                qos::measure,
+                qos_link::measure,
+                qos_storage::measure,
+                qos_guest::measure,
+            ],
             Self::QosScheduler => &[qos::measure],
             Self::QosLink => &[qos_link::measure],
             Self::QosStorage => &[qos_storage::measure],
+            Self::QosGuest => &[qos_guest::measure],
             Self::SlowConsumer => &[slow_consumer::measure],
             Self::Fabric => &[fabric::measure],
         }
