@@ -39,6 +39,7 @@ use crate::control::Windows;
 use crate::frame::{self, DeviceId, FrameBuffer, PAYLOAD_BYTES_MAX, VirtualLane};
 use crate::link::{Link, ring};
 use crate::session::{CloseReason, Role, SendBlocked, Session, SessionConfig, SessionState};
+pub use reassembly::piece_bytes;
 use transmit::Writer;
 
 /// Bytes that wait in one device's queue at which [`LaneSet::try_send`] refuses more, at most.
@@ -215,6 +216,8 @@ struct Device {
     handle: DeviceHandle,
     grant: DeviceGrant,
     queue_bytes_max: u64,
+    /// Payload bytes of one frame; longer payloads are cut.
+    piece_bytes: usize,
     /// A send was refused since the client was last told that it may go on.
     waits: bool,
     /// Since when what it has to send finds no buffers at the receiver.
@@ -229,8 +232,6 @@ struct Core {
     profiles: Profiles,
     peer_name: String,
     unacknowledged_bytes_max: usize,
-    /// Payload bytes of one frame; longer payloads are cut.
-    piece_bytes: usize,
     /// When the timer rings, or rang last.
     timer_at: MonotonicTime,
 }
@@ -302,7 +303,6 @@ impl Endpoint {
         let core = Core {
             session: Session::new(config.role, config.session, now()),
             unacknowledged_bytes_max: unacknowledged_bytes_max(&config.budget),
-            piece_bytes: reassembly::piece_bytes(config.budget.rate()),
             scheduler: scheduler(config.budget),
             devices: HashMap::new(),
             profiles: Profiles::default(),
@@ -387,7 +387,6 @@ impl Endpoint {
         let mut core = self.lock();
         if core.devices.is_empty() {
             core.unacknowledged_bytes_max = unacknowledged_bytes_max(&budget);
-            core.piece_bytes = reassembly::piece_bytes(budget.rate());
             core.scheduler = scheduler(budget);
         }
     }
@@ -402,8 +401,10 @@ impl Endpoint {
             return Ok(());
         };
         core.scheduler.set_rate(now(), handle, link_rate(rate))?;
+        let piece_bytes = reassembly::piece_bytes(core.scheduler.budget().rate(), rate.cir);
         if let Some(device) = core.devices.get_mut(&device) {
             device.queue_bytes_max = queue_bytes_max(&rate);
+            device.piece_bytes = piece_bytes;
         }
         drop(core);
         self.run_link();
@@ -443,7 +444,12 @@ impl Endpoint {
     ) -> Result<(), SendRefused> {
         let mut core = self.lock();
         let core = &mut *core;
-        let piece_bytes = core.piece_bytes;
+        let device = core
+            .devices
+            .get_mut(&lanes.device)
+            .filter(|device| device.attached && device.handle == lanes.handle);
+        let device = device.ok_or(SendRefused::Down)?;
+        let piece_bytes = device.piece_bytes;
         let mut blocks = [0_u32; VirtualLane::COUNT];
         let mut frame_count = 0_usize;
         for (lane, buffer) in frames.iter() {
@@ -460,11 +466,6 @@ impl Endpoint {
         if frame_count > QUEUE_FRAMES_MAX {
             return Err(SendRefused::TooLarge);
         }
-        let device = core
-            .devices
-            .get_mut(&lanes.device)
-            .filter(|device| device.attached && device.handle == lanes.handle);
-        let device = device.ok_or(SendRefused::Down)?;
         // A handle of ours is never stale: devices leave both tables together.
         let queued_frames = core
             .scheduler
@@ -547,6 +548,7 @@ impl Core {
             Device {
                 handle,
                 queue_bytes_max: queue_bytes_max(&grant.rate),
+                piece_bytes: reassembly::piece_bytes(self.scheduler.budget().rate(), rate.cir),
                 grant,
                 waits: false,
                 without_credit_since: None,

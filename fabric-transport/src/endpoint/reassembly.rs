@@ -1,7 +1,8 @@
 //! Payloads that are longer than the frames of a slow link: cut at one end, joined at the other.
 //!
 //! A frame that is being sent delays everybody: on 1 Gb/s one of 64 KiB takes 524 us. So long
-//! payloads go in pieces, between which frames of other devices may leave.
+//! payloads go in pieces, between which frames of other devices may leave. And a device gets its
+//! committed rate in steps of a frame: of 100 Mb/s one of 64 KiB is half of what is due in 10 ms.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -16,16 +17,29 @@ use crate::session::ProtocolError;
 /// How long one frame may keep a link busy, where [`PIECE_BYTES_MIN`] allows it: 50 us, and the
 /// five that 64 KiB take longer on 10 Gb/s.
 const BUSY_NANOS_MAX: u64 = 55_000;
+/// How long one frame may take at its device's committed rate, within the same bounds.
+const COMMITTED_NANOS_MAX: u64 = 330_000;
 /// Shorter pieces would cost more in headers and calls than they save in delay.
 const PIECE_BYTES_MIN: usize = 4 * 1024;
 
-/// Bytes of payload that one frame carries on a link of `rate`: 4 KiB up to 1 Gb/s, 16 KiB at
-/// 2.5 Gb/s, everything from 10 Gb/s on; the header is a part of the power of two.
-pub(super) fn piece_bytes(rate: BitRate) -> usize {
+/// Bytes of payload that one frame of a device carries that has `cir` committed on a `link`; the
+/// header is a part of the power of two.
+///
+/// | link | piece | | CIR | piece at most |
+/// | --- | --- | --- | --- | --- |
+/// | up to 1 Gb/s | 4 KiB | | up to 100 Mb/s | 4 KiB |
+/// | 2.5 Gb/s | 16 KiB | | 400 Mb/s | 16 KiB |
+/// | from 10 Gb/s on | everything | | none, or 1.6 Gb/s and above | no limit |
+#[must_use]
+pub fn piece_bytes(link: BitRate, cir: BitRate) -> usize {
+    let fits = |bytes: usize| {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        link.transmission_nanos(bytes) <= BUSY_NANOS_MAX
+            && (cir.is_zero() || cir.transmission_nanos(bytes) <= COMMITTED_NANOS_MAX)
+    };
     let mut frame_bytes = PIECE_BYTES_MIN;
     while frame_bytes < 64 * 1024 {
-        let twice = u64::try_from(2 * frame_bytes).unwrap_or(u64::MAX);
-        if rate.transmission_nanos(twice) > BUSY_NANOS_MAX {
+        if !fits(2 * frame_bytes) {
             return frame_bytes - HEADER_BYTES;
         }
         frame_bytes *= 2;
@@ -151,10 +165,17 @@ mod tests {
             ("4G", 16),
         ] {
             let expected = frame_bytes * 1024 - HEADER_BYTES;
-            assert_eq!(piece_bytes(rate(text)), expected, "{text}");
+            assert_eq!(piece_bytes(rate(text), BitRate::ZERO), expected, "{text}");
         }
-        assert_eq!(piece_bytes(rate("10G")), PAYLOAD_BYTES_MAX);
-        assert_eq!(piece_bytes(rate("400G")), PAYLOAD_BYTES_MAX);
+        for text in ["10G", "400G"] {
+            assert_eq!(piece_bytes(rate(text), BitRate::ZERO), PAYLOAD_BYTES_MAX);
+        }
+        for (text, frame_bytes) in [("10M", 4), ("100M", 4), ("400M", 16), ("1G", 32)] {
+            let expected = frame_bytes * 1024 - HEADER_BYTES;
+            assert_eq!(piece_bytes(rate("10G"), rate(text)), expected, "{text}");
+        }
+        assert_eq!(piece_bytes(rate("10G"), rate("2G")), PAYLOAD_BYTES_MAX);
+        assert_eq!(piece_bytes(rate("1G"), rate("800M")), 4096 - HEADER_BYTES);
     }
 
     #[test]

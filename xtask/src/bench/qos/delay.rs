@@ -8,7 +8,7 @@ use qos::{BitRate, DeviceRate};
 
 use super::super::Figure;
 use super::at_most;
-use super::world::{SECOND, World, committed, megabits, only, piece_bytes};
+use super::world::{SECOND, World, committed, frame_bytes_max, megabits, only};
 
 const PROBE_BYTES: u32 = 64;
 /// The shortest that admission takes beside 900 Mb/s of other reservations on 1 Gb/s.
@@ -20,7 +20,7 @@ const SLACK_NANOS: u64 = 2_000;
 /// delay that is promised: until the last bit of a frame that conforms is out.
 pub(super) fn measure() -> Result<Vec<Figure>> {
     let slow = megabits(1_000);
-    let piece = piece_bytes(slow);
+    let piece = frame_bytes_max(slow, BitRate::ZERO);
     let hogs = [500, 300, 100].map(committed);
     let fast = megabits(10_000);
     // 9.49 Gb/s in all.

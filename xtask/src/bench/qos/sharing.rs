@@ -9,7 +9,7 @@ use fastrand::Rng;
 use qos::{BitRate, DeviceRate, GrantReason};
 
 use super::super::Figure;
-use super::world::{Departure, SECOND, Sizes, World, committed, megabits, only, piece_bytes};
+use super::world::{Departure, SECOND, Sizes, World, committed, frame_bytes_max, megabits, only};
 use super::{at_most, never};
 
 /// Q2: how long greedy devices are watched.
@@ -44,7 +44,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
     let equal = greedy(SLOW, [only(1_500), only(1_500), only(1_500), only(1_500)]);
     // SCSI data in the longest frames of the link, and whatever a NIC sends.
     let mixed = |table, link| {
-        let (data, nic) = (only(piece_bytes(link)), 64..=1_500);
+        let (data, nic) = (only(frame_bytes_max(link, BitRate::ZERO)), 64..=1_500);
         greedy(table, [data.clone(), nic.clone(), data, nic])
     };
     let (slow_mixed, fast_mixed) = (mixed(SLOW, slow), mixed(FAST, fast));
@@ -140,7 +140,12 @@ fn peaks() -> Result<[Figure; 2]> {
     for seed in 0..PEAK_WORLDS {
         let mut random = Rng::with_seed(seed);
         let link = megabits([100, 1_000, 10_000, 100_000][random.usize(..4)]);
-        let sizes = [only(64), 64..=1_500, only(1_500), only(piece_bytes(link))];
+        let sizes = [
+            only(64),
+            64..=1_500,
+            only(1_500),
+            only(frame_bytes_max(link, BitRate::ZERO)),
+        ];
         let mut world = World::new(link, seed)?;
         let mut buckets = Vec::new();
         let devices = random.u64(2..=8);
@@ -150,7 +155,7 @@ fn peaks() -> Result<[Figure; 2]> {
             let rate = DeviceRate {
                 cir: BitRate::from_bits_per_second(pir / random.u64(2..5)),
                 pir: Some(BitRate::from_bits_per_second(pir)),
-                pbs_bytes: piece_bytes(link) * random.u32(2..=5),
+                pbs_bytes: frame_bytes_max(link, BitRate::ZERO) * random.u32(2..=5),
                 ..DeviceRate::default()
             };
             let sizes = sizes[random.usize(..sizes.len())].clone();

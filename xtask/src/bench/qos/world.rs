@@ -7,6 +7,8 @@
 use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result};
+use fabric_transport::endpoint::piece_bytes;
+use fabric_transport::frame::HEADER_BYTES;
 use fastrand::Rng;
 use qos::{BitRate, DeviceHandle, DeviceRate, GrantReason, LinkBudget, MonotonicTime, Scheduler};
 
@@ -42,14 +44,13 @@ pub(super) fn committed(cir_megabits: u64) -> DeviceRate {
     }
 }
 
-/// The largest frame that a link of `rate` is given: longer payloads are cut by the endpoint in
-/// front of it (`fabric-transport/src/endpoint/reassembly.rs`).
-pub(super) fn piece_bytes(rate: BitRate) -> u32 {
-    let mut piece_bytes = 4 * 1024;
-    while piece_bytes < 64 * 1024 && rate.transmission_nanos(2 * u64::from(piece_bytes)) <= 55_000 {
-        piece_bytes *= 2;
-    }
-    piece_bytes
+/// What there is to send at most: a super-frame of a NIC, or a piece of SCSI data.
+const FRAME_BYTES_MAX: u32 = 64 * 1024;
+
+/// The longest frame of a device with `cir` committed on such a link, whatever it has to send.
+pub(super) fn frame_bytes_max(link: BitRate, cir: BitRate) -> u32 {
+    let frame = piece_bytes(link, cir) + HEADER_BYTES;
+    u32::try_from(frame).map_or(FRAME_BYTES_MAX, |frame| frame.min(FRAME_BYTES_MAX))
 }
 
 /// A frame that was let go.
