@@ -15,6 +15,9 @@ use super::lanes::{Lanes, Sender};
 const SLICE: Duration = Duration::from_millis(400);
 const ROUNDS: usize = 7;
 const DEVICES: usize = 10;
+/// Rounds with the record of decisions on and off, and the part of the rate that stays.
+const RECORD_ROUNDS: usize = 12;
+const RECORD_GOAL: f64 = 0.97;
 /// Payload bytes, and the part of plain writes to hold with CRC32C on (figure F1).
 const SIZES: [(usize, f64); 2] = [(1_526, 0.70), (4_096 + 16, 0.80)];
 
@@ -24,26 +27,44 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
         let mut pairs = Vec::new();
         for _ in 0..ROUNDS {
             let plain = plain_writes(payload_bytes)?;
-            pairs.push((lanes(payload_bytes)?, plain));
+            pairs.push((lanes(payload_bytes, true)?, plain));
         }
-        // The best of several interleaved slices: the machine's noise only ever takes away.
-        let best = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
-        figures.push(Figure {
-            bench: "fabric",
-            case: format!("TCP, {DEVICES} devices, {payload_bytes} B"),
-            value: best(&mut pairs.iter().map(|(lanes, _)| *lanes)),
-            unit: "Gb/s",
-            reference: best(&mut pairs.iter().map(|(_, plain)| *plain)),
-            goal: (goal, f64::INFINITY),
-        });
+        let case = format!("TCP, {DEVICES} devices, {payload_bytes} B");
+        figures.push(figure("fabric", case, &pairs, goal));
     }
     Ok(figures)
 }
 
-/// Gb/s of frame bytes through two endpoints.
-fn lanes(payload_bytes: usize) -> Result<f64> {
+/// What the record of decisions costs where frames really leave: the same with it on and off.
+pub(super) fn record() -> Result<Vec<Figure>> {
+    let (payload_bytes, _) = SIZES[0];
+    let mut pairs = Vec::new();
+    for _ in 0..RECORD_ROUNDS {
+        let off = lanes(payload_bytes, false)?;
+        pairs.push((lanes(payload_bytes, true)?, off));
+    }
+    let case = "link at full rate, record on".to_owned();
+    Ok(vec![figure("qos-link", case, &pairs, RECORD_GOAL)])
+}
+
+/// The best of several interleaved slices: the machine's noise only ever takes away.
+fn figure(bench: &'static str, case: String, pairs: &[(f64, f64)], goal: f64) -> Figure {
+    let best = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
+    Figure {
+        bench,
+        case,
+        value: best(&mut pairs.iter().map(|(value, _)| *value)),
+        unit: "Gb/s",
+        reference: best(&mut pairs.iter().map(|(_, reference)| *reference)),
+        goal: (goal, f64::INFINITY),
+    }
+}
+
+/// Gb/s of frame bytes through two endpoints, with the record of decisions on or off.
+fn lanes(payload_bytes: usize, record: bool) -> Result<f64> {
     let budget = LinkBudget::new("bench link", BitRate::from_bits_per_second(400_000_000_000));
     let lanes = Lanes::start(&budget, &[DeviceRate::best_effort(); DEVICES])?;
+    lanes.set_recording(record);
     let stop = AtomicBool::new(false);
     let rate = std::thread::scope(|scope| -> Result<f64> {
         // One thread feeds all, as one ring's thread would: two cores are for the two ends.

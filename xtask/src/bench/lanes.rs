@@ -231,7 +231,7 @@ impl Drop for End {
 /// The end that sends, as the host does.
 pub(super) struct SendingEnd {
     pub(super) senders: Vec<Arc<Sender>>,
-    _end: End,
+    end: End,
 }
 
 impl SendingEnd {
@@ -249,7 +249,7 @@ impl SendingEnd {
         let devices = Fixed::new(clients.zip(rates.iter().copied()));
         Ok(Self {
             senders,
-            _end: End::start(Role::Host, budget, link, devices)?,
+            end: End::start(Role::Host, budget, link, devices)?,
         })
     }
 }
@@ -290,6 +290,13 @@ impl Lanes {
             sending: SendingEnd::start(near, budget, rates)?,
             receiving,
         })
+    }
+
+    /// Switches the sending scheduler's record of decisions.
+    pub(super) fn set_recording(&self, on: bool) {
+        if let Some((endpoint, _)) = &self.sending.end.0 {
+            endpoint.set_recording(on);
+        }
     }
 
     pub(super) fn senders(&self) -> &[Arc<Sender>] {

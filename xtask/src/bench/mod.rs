@@ -60,11 +60,12 @@ impl Name {
             Self::Qos => &[
                 qos::measure,
                 qos_link::measure,
+                fabric::record,
                 qos_storage::measure,
                 qos_guest::measure,
             ],
             Self::QosScheduler => &[qos::measure],
-            Self::QosLink => &[qos_link::measure],
+            Self::QosLink => &[qos_link::measure, fabric::record],
             Self::QosStorage => &[qos_storage::measure],
             Self::QosGuest => &[qos_guest::measure],
             Self::SlowConsumer => &[slow_consumer::measure],
