@@ -1,7 +1,7 @@
 //! The choice of the frame that leaves, and the words for why.
 
 use super::{Grant, GrantReason, Occupant, Scheduler, Slot, vm_at};
-use crate::decision::{Decision, WaitCause, Waits};
+use crate::decision::{Decision, Waits};
 use crate::device::{Device, LinkUse};
 use crate::order::{Order, TICK_NANOS, tick_of};
 use crate::scheduler::DeviceHandle;
@@ -181,6 +181,7 @@ impl<T> Scheduler<T> {
 ///
 /// Own causes count first, in the order in which they held the frame; then the link time that
 /// others took, by right; what is left is the link's.
+#[inline]
 fn explain(
     device: &Device,
     vm: Option<&Vm>,
@@ -189,32 +190,29 @@ fn explain(
     used: LinkUse,
     now: u64,
 ) -> (u64, Waits) {
-    let mut waits = Waits::default();
-    waits.set(WaitCause::Credit, credit_nanos.into());
     let first = device.head_since.max(arrived);
-    waits.set(WaitCause::OwnQueue, first.saturating_sub(arrived));
     let released = device.released_at().clamp(first, now.max(first));
-    waits.set(WaitCause::OwnLimit, released.saturating_sub(first));
     let mut left = now.saturating_sub(released);
-    let mut take = |cause, nanos: u64| {
+    let mut take = |nanos: u64| {
         let nanos = nanos.min(left);
         left -= nanos;
-        waits.set(cause, nanos);
         nanos
     };
     let parked = vm.map_or(0, |vm| {
         vm.parked_nanos(now).saturating_sub(device.vm_parked_before)
     });
-    let parked = take(WaitCause::VmLimit, parked);
     let before = device.used_before;
-    take(
-        WaitCause::OthersReserved,
-        used.reserved.saturating_sub(before.reserved),
-    );
-    take(
-        WaitCause::OthersShare,
-        used.excess.saturating_sub(before.excess),
-    );
-    take(WaitCause::Link, u64::MAX);
+    let parked = take(parked);
+    let others_reserved = take(used.reserved.saturating_sub(before.reserved));
+    let others_share = take(used.excess.saturating_sub(before.excess));
+    let waits = Waits::new([
+        credit_nanos.into(),
+        first.saturating_sub(arrived),
+        released.saturating_sub(first),
+        parked,
+        others_reserved,
+        others_share,
+        take(u64::MAX),
+    ]);
     (released.saturating_add(parked), waits)
 }
