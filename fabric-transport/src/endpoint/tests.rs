@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::link::{LinkAddress, Listener, connect, in_process_pair};
-use qos::BitRate;
+use qos::{BitRate, WaitCause};
 use std::collections::VecDeque;
 use std::sync::Condvar;
 use std::time::Duration;
@@ -237,7 +237,7 @@ fn stalled_device_stalls_only_itself() {
     let host = [Recorder::new(false), Recorder::new(false)];
     let director = [Recorder::new(true), Recorder::new(false)];
     let _director = side(Role::Director, far, "100G", &director);
-    let _host = side(Role::Host, near, "100G", &host);
+    let host_side = side(Role::Host, near, "100G", &host);
     let stalled = host[0].lanes();
     let mut frames = frame(&[0; 1500]);
     while stalled.try_send(&mut frames) == Ok(()) {
@@ -258,6 +258,14 @@ fn stalled_device_stalls_only_itself() {
     }
     host[0].wait(|log| (log.writable > 0).then_some(()));
     assert_eq!(stalled.try_send(&mut frames), Ok(()));
+    stalled.flush();
+    director[0].wait(|log| (log.received.len() == 86).then_some(()));
+    // Whoever asks why is told: it was not the link.
+    let decisions = host_side.endpoint.decisions();
+    let credit = decisions
+        .iter()
+        .map(|decision| decision.waits.of(WaitCause::Credit));
+    assert!(!credit.max().unwrap().is_zero());
 }
 
 /// A queue holds 5 ms of the peak rate, within bounds; a changed rate changes it.
