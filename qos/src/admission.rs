@@ -314,6 +314,17 @@ impl Reservation {
     }
 }
 
+/// Whether a burst asks for nothing that another one did not.
+fn no_more(asked: Option<Burst>, before: Option<Burst>) -> bool {
+    match (asked, before) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(asked), Some(before)) => {
+            asked.delay_nanos >= before.delay_nanos && asked.bytes <= before.bytes
+        }
+    }
+}
+
 /// Sums over the devices whose delay bound is the same.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bursts {
@@ -397,7 +408,8 @@ impl Reservations {
                 });
             }
         }
-        if asked.burst.is_none() && self.bursts.is_empty() {
+        let less = asked.cir <= given_back.cir && no_more(asked.burst, given_back.burst);
+        if less || (asked.burst.is_none() && self.bursts.is_empty()) {
             return Ok(());
         }
         let mut then = self.clone();

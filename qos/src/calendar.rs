@@ -96,6 +96,8 @@ impl Calendar {
 
     /// Moves the beginning of the ring up to `base`. Whoever is behind it stays the first.
     pub(crate) fn advance(&mut self, base: u64) {
+        // So that there is always a tick ahead of it.
+        let base = base.min(ABSENT / 2);
         if base <= self.base {
             return;
         }
@@ -266,6 +268,8 @@ impl Order for Calendar {
     }
 
     fn set(&mut self, id: u32, tick: u64) {
+        // Whoever is behind the base stands in its tick: there it keeps its turn as in any other.
+        let tick = tick.clamp(self.base, ABSENT - 1);
         let node = self.nodes[index(id)];
         if node.tick == tick {
             return;

@@ -269,6 +269,11 @@ impl Device {
         self.head_bytes > 0
     }
 
+    /// Whether a frame of `class` would be the head.
+    pub(crate) fn makes_way(&self, class: u8) -> bool {
+        !self.is_backlogged() || class < self.head_class
+    }
+
     pub(crate) fn head_bytes(&self) -> u32 {
         self.head_bytes
     }
@@ -311,7 +316,7 @@ impl Device {
         );
         self.classes_used |= 1 << class;
         let backlogged = self.is_backlogged();
-        let becomes_head = !backlogged || class < self.head_class;
+        let becomes_head = self.makes_way(class);
         if !backlogged {
             self.backlogged_since = now;
             self.head_since = now;

@@ -9,6 +9,8 @@ use crate::time::MonotonicTime;
 /// What a late caller may catch up at least in bytes, and in time unless another is set.
 const CATCH_UP_BYTES: u64 = 2 * 64 * 1024;
 const CATCH_UP_NANOS: u64 = 1_000_000;
+/// See [`Link::late_nanos`]: 34 ms.
+const LATE_NANOS_MIN: u64 = 34_000_000;
 
 /// A link that is busy until `busy_until` with the frames already granted.
 ///
@@ -26,6 +28,9 @@ pub(crate) struct Link {
     catch_up_nanos: u64,
     now: u64,
     lost_nanos: u64,
+    /// The largest frame so far.
+    bytes_max: u32,
+    late_nanos: u64,
 }
 
 impl Link {
@@ -37,6 +42,8 @@ impl Link {
             catch_up_nanos: catch_up_nanos(rate, CATCH_UP_NANOS),
             now: 0,
             lost_nanos: 0,
+            bytes_max: 0,
+            late_nanos: LATE_NANOS_MIN,
         }
     }
 
@@ -86,8 +93,25 @@ impl Link {
         (!self.rate.is_zero()).then(|| self.busy_until.time())
     }
 
+    /// How late a frame may be that will be out in time: by what a late caller catches up, and the
+    /// largest frame before it. Twice that, deadlines are kept apart; what is later than that has
+    /// missed a promise long ago, and leaves in the order it came.
+    pub(crate) fn late_nanos(&self) -> u64 {
+        self.late_nanos
+    }
+
+    fn follow_lateness(&mut self) {
+        let frame_nanos = self.rate.transmission_nanos(self.bytes_max.into());
+        let late = self.catch_up_nanos.saturating_add(frame_nanos);
+        self.late_nanos = late.saturating_mul(2).max(LATE_NANOS_MIN);
+    }
+
     /// Takes the time of one frame; returns it.
     pub(crate) fn send(&mut self, bytes: u32) -> u64 {
+        if bytes > self.bytes_max {
+            self.bytes_max = bytes;
+            self.follow_lateness();
+        }
         let before = self.busy_until.time();
         self.busy_until.advance(bytes, self.rate.bits_per_second());
         self.busy_until.time().saturating_sub(before)
@@ -106,12 +130,14 @@ impl Link {
         }
         self.rate = rate;
         self.catch_up_nanos = catch_up_nanos(rate, self.catch_up_asked_nanos);
+        self.follow_lateness();
     }
 
     /// Sets what a late caller may catch up.
     pub(crate) fn set_catch_up(&mut self, nanos: u64) {
         self.catch_up_asked_nanos = nanos;
         self.catch_up_nanos = catch_up_nanos(self.rate, nanos);
+        self.follow_lateness();
     }
 }
 

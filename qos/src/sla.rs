@@ -12,8 +12,9 @@
 //! committed rate times the interval, less [`TOLERANCE_PERCENT`] of that and one largest frame. So
 //! that one frame is little beside what is promised, an interval lasts as long as
 //! [`FRAMES_PROMISED_MIN`] of them take at the committed rate, but not above
-//! [`INTERVAL_NANOS_MAX`]. A device that asked for less than it was promised, or that a peak of its own held back (which is
-//! never below the promise), is not wronged.
+//! [`INTERVAL_NANOS_MAX`]. A device that asked for less than it was promised is not wronged. One
+//! that a peak of its own holds back is when that peak, with a burst of less than two frames, is
+//! worth less than the promise: whoever gave it those words wants to know.
 
 use std::collections::VecDeque;
 use std::time::Duration;

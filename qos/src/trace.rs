@@ -11,7 +11,7 @@ use crate::time::MonotonicTime;
 
 pub use crate::scheduler::Image;
 
-/// Calls that one trace holds; later ones are not written down.
+/// Calls that one trace holds, about 40 MB; later ones are not written down.
 pub const TRACE_EVENTS_MAX: usize = 1 << 20;
 
 /// A frame that was let go, without what it carried.
@@ -41,11 +41,12 @@ impl<T> From<&Grant<T>> for Departure {
 /// A call of a scheduler.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Event {
-    AddDevice(MonotonicTime, Option<VmHandle>, DeviceRate),
-    SetRate(MonotonicTime, DeviceHandle, DeviceRate),
+    // Rates are in boxes: nearly all calls are the last two, and each takes the room of the largest.
+    AddDevice(MonotonicTime, Option<VmHandle>, Box<DeviceRate>),
+    SetRate(MonotonicTime, DeviceHandle, Box<DeviceRate>),
     RemoveDevice(DeviceHandle),
-    AddVm(MonotonicTime, Box<str>, VmRate),
-    SetVmRate(MonotonicTime, VmHandle, VmRate),
+    AddVm(MonotonicTime, Box<(Box<str>, VmRate)>),
+    SetVmRate(MonotonicTime, VmHandle, Box<VmRate>),
     RemoveVm(VmHandle),
     SetLinkRate(MonotonicTime, BitRate),
     WaitedForCredit(DeviceHandle, u32),
@@ -199,12 +200,12 @@ impl Event {
     /// Calls it again. What was refused then is refused now; handles come out the same.
     fn apply(&self, scheduler: &mut Scheduler<()>) {
         match self {
-            Self::AddDevice(at, None, rate) => drop(scheduler.add_device(*at, *rate)),
-            Self::AddDevice(at, Some(vm), rate) => drop(scheduler.add_device_to(*at, *vm, *rate)),
-            Self::SetRate(at, device, rate) => drop(scheduler.set_rate(*at, *device, *rate)),
+            Self::AddDevice(at, None, rate) => drop(scheduler.add_device(*at, **rate)),
+            Self::AddDevice(at, Some(vm), rate) => drop(scheduler.add_device_to(*at, *vm, **rate)),
+            Self::SetRate(at, device, rate) => drop(scheduler.set_rate(*at, *device, **rate)),
             Self::RemoveDevice(device) => drop(scheduler.remove_device(*device)),
-            Self::AddVm(at, name, rate) => drop(scheduler.add_vm(*at, name, *rate)),
-            Self::SetVmRate(at, vm, rate) => drop(scheduler.set_vm_rate(*at, *vm, *rate)),
+            Self::AddVm(at, named) => drop(scheduler.add_vm(*at, &named.0, named.1)),
+            Self::SetVmRate(at, vm, rate) => drop(scheduler.set_vm_rate(*at, *vm, **rate)),
             Self::RemoveVm(vm) => {
                 let _removed: bool = scheduler.remove_vm(*vm);
             }

@@ -107,6 +107,13 @@ impl Vm {
         place
     }
 
+    /// Comes out of an image, as the occupant of the slot `id`.
+    pub(crate) fn restore(&mut self, id: u32) {
+        self.id = id;
+        let places = self.members.len();
+        self.vacant.retain(|place| index(*place) < places);
+    }
+
     /// Lets a device go that stands in no order.
     pub(crate) fn part(&mut self, place: u32) {
         if let Some(member) = self.members.get_mut(index(place)) {
@@ -146,10 +153,11 @@ impl Vm {
     pub(crate) fn exchange(
         &mut self,
         service_time: u64,
+        virtual_time: u64,
         before: (Reservation, u64),
         after: (Reservation, u64),
     ) {
-        let committed = self.committed();
+        let (committed, weight) = (self.committed(), self.weight());
         let moved = |sum: BitRate, before, after| sum.saturating_sub(before).saturating_add(after);
         self.reserved = moved(self.reserved, before.0.cir, after.0.cir);
         self.protected = moved(self.protected, before.0.protected, after.0.protected);
@@ -157,6 +165,7 @@ impl Vm {
             .weights
             .saturating_sub(before.1)
             .saturating_add(after.1);
+        self.share.rescale(virtual_time, weight, self.weight());
         self.rescale_reservation(service_time, committed);
     }
 

@@ -195,6 +195,60 @@ fn a_vm_reserves_once_for_all_of_its_devices() {
     assert_eq!(refusal.missing(), Some(rate("100M")), "{refusal}");
 }
 
+/// One long frame on a slow link, and everybody else is late by more than a second.
+#[test]
+fn vms_that_are_late_leave_by_deadline_all_the_same() {
+    let mut scheduler = Scheduler::<&str>::new(budget(rate("8M")));
+    let words = VmRate {
+        weight: 1,
+        ..VmRate::default()
+    };
+    let mut add = |name, committed| {
+        let vm = scheduler.add_vm(at(0), name, words).unwrap();
+        scheduler.add_device_to(at(0), vm, cir(committed)).unwrap()
+    };
+    let (slow, fast) = (add("slow", "1M"), add("fast", "4M"));
+    let hog = scheduler
+        .add_device(at(0), DeviceRate::best_effort())
+        .unwrap();
+    scheduler.enqueue(at(0), hog, 0, 2_000_000, "hog").unwrap();
+    assert_eq!(scheduler.dequeue(at(0)).unwrap().item, "hog");
+    for (device, name) in [(slow, "slow"), (fast, "fast")] {
+        scheduler.enqueue(at(1), device, 0, 1_000, name).unwrap();
+    }
+    let mut next = || {
+        let wake = scheduler.next_wake(at(1)).unwrap();
+        scheduler.dequeue(wake).unwrap().item
+    };
+    assert_eq!((next(), next()), ("fast", "slow"));
+}
+
+/// A VM that is ahead of its share by bits stays so when a device joins, not by time.
+#[test]
+fn a_device_that_joins_does_not_wait_for_the_share_of_others() {
+    let mut link = Busy::new("1G");
+    let words = VmRate {
+        cir: rate("1M"),
+        ..VmRate::default()
+    };
+    let weight = |weight| DeviceRate {
+        weight,
+        ..DeviceRate::default()
+    };
+    let vm1 = link.scheduler.add_vm(at(0), "vm1", words).unwrap();
+    let light = link.scheduler.add_device_to(at(0), vm1, weight(1)).unwrap();
+    let other = link.scheduler.add_device(at(0), weight(1_000)).unwrap();
+    link.greedy = vec![other, light];
+    link.run(10 * MILLISECOND);
+    let heavy = link
+        .scheduler
+        .add_device_to(at(link.now), vm1, weight(1_000));
+    link.greedy.push(heavy.unwrap());
+    link.run(MILLISECOND);
+    let shared = link.run(20 * MILLISECOND);
+    assert_near(shared[0], 500);
+}
+
 /// What a test of random calls knows of a scheduler: it follows its handles, and its frames.
 struct Followed {
     scheduler: Scheduler<u64>,

@@ -130,7 +130,7 @@ impl LinkThread {
                     let device = core.devices.get(&header.device);
                     if let (Some(device), Some(lane)) = (device, header.lane) {
                         let client = device.grant.client.clone();
-                        let whole = match reassembly.join(header, lane, payload) {
+                        let whole = match reassembly.join(device.handle, header, lane, payload) {
                             Ok(None) => continue,
                             Ok(Some(whole)) => whole,
                             Err(error) => {
@@ -255,7 +255,7 @@ impl LinkThread {
                 }
             }
             SessionEvent::Credited { device } => {
-                let client = endpoint.lock().take_waiting(device);
+                let client = endpoint.lock().credited(device);
                 if let Some(client) = client {
                     client.writable();
                 }

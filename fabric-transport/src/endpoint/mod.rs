@@ -222,7 +222,19 @@ struct Device {
     waits: bool,
     /// Since when what it has to send finds no buffers at the receiver.
     without_credit_since: Option<MonotonicTime>,
+    /// How long that was, for the next frame that is sent.
+    waited_for_credit: Duration,
     attached: bool,
+}
+
+impl Device {
+    /// There are buffers again, if there were none.
+    fn credit_came(&mut self, now: MonotonicTime) {
+        if let Some(since) = self.without_credit_since.take() {
+            let waited = now.saturating_duration_since(since);
+            self.waited_for_credit = self.waited_for_credit.saturating_add(waited);
+        }
+    }
 }
 
 struct Core {
@@ -491,8 +503,9 @@ impl Endpoint {
             }
             Err(SendBlocked::Down) => return Err(SendRefused::Down),
         }
-        if let Some(since) = device.without_credit_since.take() {
-            let waited = now.saturating_duration_since(since);
+        device.credit_came(now);
+        let waited = std::mem::take(&mut device.waited_for_credit);
+        if !waited.is_zero() {
             core.scheduler.waited_for_credit(lanes.handle, waited);
         }
         let cut = |(lane, buffer)| {
@@ -552,6 +565,7 @@ impl Core {
                 grant,
                 waits: false,
                 without_credit_since: None,
+                waited_for_credit: Duration::ZERO,
                 attached: false,
             },
         );
@@ -568,6 +582,12 @@ impl Core {
                 .leave(&mut self.scheduler, &vm.name, removed.handle),
         });
         Some(removed)
+    }
+
+    /// There are buffers for a device again. Its client, if it waits and may go on now.
+    fn credited(&mut self, device: DeviceId) -> Option<Arc<dyn LaneClient>> {
+        self.devices.get_mut(&device)?.credit_came(now());
+        self.take_waiting(device)
     }
 
     /// The client of a device that waits and may go on now.

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use qos::BitRate;
+use qos::{BitRate, DeviceHandle};
 
 use crate::frame::{
     self, DeviceId, FrameBuffer, FrameHeader, HEADER_BYTES, PAYLOAD_BYTES_MAX, VirtualLane,
@@ -71,8 +71,9 @@ pub(super) fn cut(buffer: FrameBuffer, piece_bytes: usize) -> Vec<(FrameBuffer, 
         .collect()
 }
 
-#[derive(Default)]
 struct Partial {
+    /// The attachment that it came in: a later one of the same device has lanes of its own.
+    of: DeviceHandle,
     payload: Vec<u8>,
     /// What its frames cost.
     blocks: u32,
@@ -93,24 +94,37 @@ pub(super) struct Reassembly {
 }
 
 impl Reassembly {
-    /// Takes the next frame of a lane.
+    /// Takes the next frame of a lane of the device attached as `of`. What an earlier attachment left
+    /// unfinished is forgotten.
     ///
     /// # Errors
     /// [`ProtocolError::LongPayload`] when pieces add up to more than [`PAYLOAD_BYTES_MAX`].
     pub(super) fn join<'a>(
         &mut self,
+        of: DeviceHandle,
         header: &FrameHeader,
         lane: VirtualLane,
         payload: &'a [u8],
     ) -> Result<Option<Whole<'a>>, ProtocolError> {
         let key = (header.device, lane);
+        if self
+            .partial
+            .get(&key)
+            .is_some_and(|partial| partial.of != of)
+        {
+            self.partial.remove(&key);
+        }
         if !header.more && !self.partial.contains_key(&key) {
             return Ok(Some(Whole {
                 payload: Cow::Borrowed(payload),
                 spare_blocks: 0,
             }));
         }
-        let partial = self.partial.entry(key).or_default();
+        let partial = self.partial.entry(key).or_insert_with(|| Partial {
+            of,
+            payload: Vec::new(),
+            blocks: 0,
+        });
         if partial.payload.len() + payload.len() > PAYLOAD_BYTES_MAX {
             let device = header.device;
             return Err(ProtocolError::LongPayload { device, lane });
@@ -120,7 +134,8 @@ impl Reassembly {
         if header.more {
             return Ok(None);
         }
-        let Partial { payload, blocks } = self.partial.remove(&key).unwrap_or_default();
+        let (payload, blocks) = (std::mem::take(&mut partial.payload), partial.blocks);
+        self.partial.remove(&key);
         Ok(Some(Whole {
             spare_blocks: blocks.saturating_sub(frame::blocks(payload.len())),
             payload: Cow::Owned(payload),
@@ -138,6 +153,7 @@ mod tests {
     use super::*;
     use crate::frame::FrameKind;
     use proptest::prelude::*;
+    use qos::{DeviceRate, LinkBudget, MonotonicTime, Scheduler};
 
     fn header(more: bool) -> FrameHeader {
         FrameHeader {
@@ -178,13 +194,43 @@ mod tests {
         assert_eq!(piece_bytes(rate("1G"), rate("800M")), 4096 - HEADER_BYTES);
     }
 
+    /// The handles of a device that was attached twice.
+    fn handles() -> [DeviceHandle; 2] {
+        let link = "1G".parse::<BitRate>().unwrap();
+        let mut scheduler = Scheduler::<()>::new(LinkBudget::new("link", link));
+        [(); 2].map(|()| {
+            let added = scheduler.add_device(MonotonicTime::ZERO, DeviceRate::best_effort());
+            added.unwrap()
+        })
+    }
+
+    #[test]
+    fn what_an_attachment_left_unfinished_is_no_part_of_the_next() {
+        let mut reassembly = Reassembly::default();
+        let [first, second] = handles();
+        let mut join = |of, more, payload: &[u8]| {
+            let lane = VirtualLane::Network;
+            let whole = reassembly.join(of, &header(more), lane, payload).unwrap();
+            whole.map(|whole| whole.payload.into_owned())
+        };
+        assert_eq!(join(first, true, b"old"), None);
+        assert_eq!(join(second, false, b"new"), Some(b"new".to_vec()));
+        assert_eq!(join(first, true, b"old"), None);
+        assert_eq!(join(second, true, b"newer"), None);
+        assert_eq!(
+            join(second, false, b" still"),
+            Some(b"newer still".to_vec())
+        );
+    }
+
     #[test]
     fn pieces_without_end_close_the_link() {
         let mut reassembly = Reassembly::default();
+        let [of, _] = handles();
         let piece = [0; 4_096];
         let outcome = (0..).find_map(|_| {
             reassembly
-                .join(&header(true), VirtualLane::Network, &piece)
+                .join(of, &header(true), VirtualLane::Network, &piece)
                 .err()
         });
         assert_eq!(
@@ -206,13 +252,14 @@ mod tests {
         ) {
             let buffer = FrameBuffer::from_payload(&payload);
             let mut reassembly = Reassembly::default();
+            let [of, _] = handles();
             let mut paid = 0;
             let mut whole = None;
             for (piece, more) in cut(buffer, piece_bytes) {
                 prop_assert!(whole.is_none());
                 paid += frame::blocks(piece.payload_bytes());
                 let joined = reassembly
-                    .join(&header(more), VirtualLane::Network, piece.payload())
+                    .join(of, &header(more), VirtualLane::Network, piece.payload())
                     .unwrap();
                 whole = joined.map(|whole| (whole.payload.into_owned(), whole.spare_blocks));
             }

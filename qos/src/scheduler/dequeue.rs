@@ -3,15 +3,11 @@
 use super::{Grant, GrantReason, Occupant, Scheduler, Slot, vm_at};
 use crate::decision::{Decision, Waits};
 use crate::device::{Device, LinkUse};
-use crate::order::{Order, TICK_NANOS, tick_of};
+use crate::order::{Order, tick_of};
 use crate::scheduler::DeviceHandle;
 use crate::time::MonotonicTime;
 use crate::trace::Event;
 use crate::vm::Vm;
-
-/// How far back deadlines are kept apart, in ticks: 34 ms. What is later than that has missed a
-/// promise long ago, and leaves in the order it came.
-const LATE_TICKS: u64 = 34_000_000 / TICK_NANOS;
 
 /// Whose turn it is: a device and the right it has to it.
 #[derive(Clone, Copy)]
@@ -39,12 +35,13 @@ impl<T> Scheduler<T> {
         if self.tier.share.is_empty() || self.link.free_at()? > now {
             return None;
         }
-        let service_tick = tick_of(self.link.service_time());
+        let service_time = self.link.service_time();
+        let service_tick = tick_of(service_time);
         self.tier.take_due(service_tick);
         self.tier.waiting.advance(service_tick);
         self.tier
             .urgent
-            .advance(service_tick.saturating_sub(LATE_TICKS));
+            .advance(tick_of(service_time.saturating_sub(self.link.late_nanos())));
         let turn = self.turn(now)?;
         self.grant(turn, now)
     }

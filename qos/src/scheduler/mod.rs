@@ -374,7 +374,7 @@ impl<T> Scheduler<T> {
         rate: DeviceRate,
     ) -> Result<DeviceHandle, AdmissionError> {
         self.admit(vm, &rate)?;
-        self.write(|| Event::AddDevice(now, vm, rate));
+        self.write(|| Event::AddDevice(now, vm, Box::new(rate)));
         self.observe(now);
         let (slot, generation) = self.take_slot();
         let taken = Reservation::of_device(&rate);
@@ -417,7 +417,7 @@ impl<T> Scheduler<T> {
             Some(vm) => self.check_member(vm, taken, given_back)?,
             None => self.reservations.check(taken, given_back)?,
         }
-        self.write(|| Event::SetRate(now, handle, rate));
+        self.write(|| Event::SetRate(now, handle, Box::new(rate)));
         self.observe(now);
         self.exchange(
             member,
@@ -455,7 +455,7 @@ impl<T> Scheduler<T> {
         rate.validate(BitRate::ZERO).map_err(invalid)?;
         let taken = Reservation::of_vm(rate.cir);
         self.reservations.check(taken, Reservation::default())?;
-        self.write(|| Event::AddVm(now, name.into(), rate));
+        self.write(|| Event::AddVm(now, Box::new((name.into(), rate))));
         self.observe(now);
         let (slot, generation) = self.take_slot();
         let end = u32::try_from(self.vms.len()).unwrap_or(u32::MAX);
@@ -501,7 +501,7 @@ impl<T> Scheduler<T> {
             .map_err(|source| AdmissionError::InvalidRate { hop, source })?;
         let (given_back, taken) = (vm.reservation(), vm.reservation_with(&rate));
         self.reservations.check(taken, given_back)?;
-        self.write(|| Event::SetVmRate(now, handle, rate));
+        self.write(|| Event::SetVmRate(now, handle, Box::new(rate)));
         self.observe(now);
         self.reservations.exchange(given_back, taken);
         let (service_time, now) = (self.link.service_time(), self.link.now());
@@ -639,14 +639,18 @@ impl<T> Scheduler<T> {
         let mut service_time = self.link.service_time();
         if let Some(vm) = device.vm.and_then(|(vm, _)| vm_at(&mut self.vms, vm)) {
             service_time = vm.time(service_time);
-            if !device.is_backlogged() {
+            if device.makes_way(class) {
                 device.vm_parked_before = vm.parked_nanos(now);
             }
         }
         match device.push(&mut self.frames, class, frame, service_time) {
             Err((reason, item)) => return Err(Refused { item, reason }),
             Ok(false) => {}
-            Ok(true) => self.place(handle.slot, now),
+            Ok(true) => {
+                // What others used before it was the head is nothing that it waited for.
+                device.used_before = self.used;
+                self.place(handle.slot, now);
+            }
         }
         Ok(())
     }
@@ -797,7 +801,7 @@ impl<T> Scheduler<T> {
         let (mut given_back, mut taken) = (before.0, after.0);
         if let Some(vm) = member.and_then(|(vm, _)| vm_at(&mut self.vms, vm)) {
             given_back = vm.reservation();
-            vm.exchange(service_time, before, after);
+            vm.exchange(service_time, self.virtual_time, before, after);
             taken = vm.reservation();
         }
         self.reservations.exchange(given_back, taken);

@@ -9,7 +9,7 @@ use crate::decision::DecisionRing;
 use crate::device::LinkUse;
 use crate::frames::{Frame, FrameStore, Queue};
 use crate::link::Link;
-use crate::order::{Tier, tick_of};
+use crate::order::{Tier, index, tick_of};
 use crate::scheduler::CLASSES_MAX;
 use crate::time::MonotonicTime;
 use crate::trace::{Event, Trace};
@@ -140,10 +140,40 @@ impl Scheduler<()> {
             decisions: Some(DecisionRing::default()),
             trace: None,
         };
+        scheduler.restore_places();
         scheduler.restore_reservations();
         scheduler.restore_frames(&image.frames);
         scheduler.rebuild();
         scheduler
+    }
+
+    /// Who refers to whom, and to which place, has to be true of the image itself.
+    fn restore_places(&mut self) {
+        let mut ids = vec![None; self.vms.len()];
+        for (id, slot) in (0_u32..).zip(self.slots.iter()) {
+            if let Occupant::Vm(place) = slot.occupant
+                && let Some(known) = ids.get_mut(index(place))
+            {
+                *known = Some(id);
+            }
+        }
+        for (vm, id) in self.vms.iter_mut().zip(ids) {
+            match (vm.as_deref_mut(), id) {
+                (Some(vm), Some(id)) => vm.restore(id),
+                _ => *vm = None,
+            }
+        }
+        for (id, slot) in (0_u32..).zip(self.slots.iter_mut()) {
+            if let Occupant::Device(device) = &mut slot.occupant {
+                device.vm = device.vm.filter(|(at, place)| {
+                    let vm = self.vms.get(index(*at)).and_then(Option::as_deref);
+                    vm.is_some_and(|vm| vm.member(*place) == Some(id))
+                });
+            }
+        }
+        let (slots, vms) = (self.slots.len(), self.vms.len());
+        self.vacant.retain(|slot| index(*slot) < slots);
+        self.vacant_vms.retain(|place| index(*place) < vms);
     }
 
     fn restore_reservations(&mut self) {
