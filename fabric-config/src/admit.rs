@@ -93,7 +93,7 @@ impl fmt::Display for Admission {
 
 /// Somebody whose reservation does not fit a hop.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{object}: {direction}: {error}")]
+#[error("{object}: {direction}: {}", error.with_source())]
 pub struct Refusal {
     /// The device or VM, as the operator knows it: `vnic vn01.vm1`.
     pub object: String,

@@ -385,16 +385,13 @@ fn next_epoch(last: u16, unix_seconds: u64) -> u16 {
 /// What the operator reads when a port cannot carry a device.
 fn refusal(error: &AdmissionError) -> String {
     let next_step = match error {
-        AdmissionError::InvalidRate { source, .. } => {
-            return format!("{error}: {source}; correct cir and pir");
-        }
-        AdmissionError::Unprotectable { .. } | AdmissionError::DelayBound { .. } => {
-            return error.to_string();
-        }
+        AdmissionError::InvalidRate { .. } => "correct cir and pir",
         AdmissionError::Oversubscribed { .. } => "lower a cir on this port or detach a device",
-        _ => "detach a device first",
+        AdmissionError::TooManyDevices { .. } => "detach a device first",
+        // These say it themselves.
+        _ => return error.to_string(),
     };
-    format!("{error}; {next_step}")
+    format!("{}; {next_step}", error.with_source())
 }
 
 impl Host {

@@ -25,8 +25,8 @@ pub(crate) struct Connection {
     /// No more requests: it ends when `output` is sent.
     last: bool,
     deadline: Instant,
-    /// Hops whose traces it began, by number.
-    pub(crate) traces: Vec<usize>,
+    /// Its number among all clients there ever were.
+    pub(crate) number: u64,
 }
 
 /// What a client brought.
@@ -41,7 +41,7 @@ pub(crate) enum Incoming {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: UnixStream, now: Instant) -> io::Result<Self> {
+    pub(crate) fn new(stream: UnixStream, number: u64, now: Instant) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
@@ -50,7 +50,7 @@ impl Connection {
             sent: 0,
             last: false,
             deadline: now + SILENCE_MAX,
-            traces: Vec::new(),
+            number,
         })
     }
 

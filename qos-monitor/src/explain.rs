@@ -124,7 +124,15 @@ impl Explained {
     /// It is not there, or the replay differs.
     pub(crate) fn of_recording(recording: &Recording, name: &str) -> Result<Self> {
         let hop = &recording.hop;
-        let device = device(hop, name)?;
+        let device = hop.device(name).with_context(|| {
+            let devices = hop.devices.iter().map(|device| device.name.as_str());
+            let devices: Vec<_> = devices.collect();
+            format!(
+                "{} had no device {name} when it was recorded; it had {}",
+                hop.hop,
+                devices.join(", ")
+            )
+        })?;
         let (report, summary) = Report::of_trace(device.handle, &recording.trace)
             .with_context(|| format!("replay of {} differs", hop.hop))?;
         Ok(Self::new(hop, device, report, summary.missed))

@@ -10,7 +10,7 @@ mod sla;
 mod text;
 mod top;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -92,11 +92,23 @@ fn run(arguments: &Arguments) -> Result<()> {
         Command::Record(record) => record::record(&mut arguments.connect()?, record, json),
         Command::Replay(replay) => record::replay(replay, json),
         Command::Sla => sla::run(&mut arguments.connect()?, json),
-        Command::Top => top::run(&mut arguments.connect()?, json),
+        Command::Top => {
+            arguments.require_terminal();
+            top::run(&mut arguments.connect()?)
+        }
     }
 }
 
 impl Arguments {
+    fn require_terminal(&self) {
+        if self.json || !std::io::stdout().is_terminal() {
+            let message = "top needs a terminal: ask for devices --for 1s instead";
+            Self::command()
+                .error(ErrorKind::ArgumentConflict, message)
+                .exit();
+        }
+    }
+
     fn connect(&self) -> Result<Client> {
         let Some(path) = &self.socket else {
             let message = "--socket PATH is needed: what io-director or host-agent was given as \

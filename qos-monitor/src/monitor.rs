@@ -3,6 +3,7 @@
 //! One thread does both: an answer that takes long (a large trace) makes the interval that is
 //! running longer, and meters measure whatever its length was.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ use crate::socket::ControlSocket;
 
 /// Clients of the control socket at a time. One more is told so and let go.
 pub const CLIENTS_MAX: usize = 8;
+/// Traces that are written at a time, at all hops together: each may grow to some 40 MB.
+pub const TRACES_MAX: usize = 2;
 /// How often devices are held against their promises.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -79,6 +82,9 @@ impl Monitor {
             socket: control.map(ControlSocket::bind).transpose()?,
             sampler: Sampler::new(hops),
             clients: Vec::new(),
+            clients_total: 0,
+            recorders: BTreeMap::new(),
+            deaf_until: None,
             sample_at: Instant::now(),
         };
         let thread = std::thread::Builder::new()
@@ -109,6 +115,11 @@ struct Watch {
     socket: Option<ControlSocket>,
     sampler: Sampler,
     clients: Vec<Connection>,
+    clients_total: u64,
+    /// Which client's trace is being written, by number of the hop.
+    recorders: BTreeMap<usize, u64>,
+    /// Until then no client is accepted: the last one could not be.
+    deaf_until: Option<Instant>,
     sample_at: Instant,
 }
 
@@ -144,7 +155,10 @@ impl Watch {
         let wait = until.saturating_duration_since(Instant::now());
         // Whole milliseconds, up: not early.
         let wait = u16::try_from(wait.as_millis() + 1).unwrap_or(u16::MAX);
-        let listener = self.socket.as_ref().map(|socket| socket.listener.as_fd());
+        // A connection that cannot be accepted would be announced again and again.
+        let hears = self.deaf_until.is_none_or(|until| until <= Instant::now());
+        let socket = self.socket.as_ref().filter(|_| hears);
+        let listener = socket.map(|socket| socket.listener.as_fd());
         let interests = self.clients.iter().map(Connection::interest);
         let mut fds = vec![PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
         fds.extend(interests.map(|(fd, flags)| PollFd::new(fd, flags)));
@@ -221,8 +235,13 @@ impl Watch {
         let Some(socket) = &self.socket else {
             return;
         };
+        let number = self.clients_total;
         let accepted = socket.listener.accept();
-        let accepted = accepted.and_then(|(stream, _)| Connection::new(stream, now));
+        let accepted = accepted.and_then(|(stream, _)| Connection::new(stream, number, now));
+        if accepted.is_ok() {
+            self.clients_total += 1;
+            self.deaf_until = None;
+        }
         match accepted {
             Ok(client) if self.clients.len() < CLIENTS_MAX => self.clients.push(client),
             Ok(mut client) => {
@@ -232,21 +251,28 @@ impl Watch {
                 drop(client.write(now));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => tracing::debug!(%error, "client of the control socket was lost"),
-        }
-    }
-
-    /// A client is gone: so are its traces.
-    fn let_go(&self, client: &Connection) {
-        for number in &client.traces {
-            if let Some(hop) = self.sampler.hops().nth(*number) {
-                drop(hop.take_trace());
+            Err(error) => {
+                if self.deaf_until.replace(now + INTERVAL).is_none() {
+                    tracing::warn!(%error, "control socket cannot accept, trying again");
+                }
             }
         }
     }
 
+    /// A client is gone: so are its traces.
+    fn let_go(&mut self, client: &Connection) {
+        let hops = &self.sampler;
+        self.recorders.retain(|number, recorder| {
+            let its = *recorder == client.number;
+            if its && let Some(hop) = hops.hops().nth(*number) {
+                drop(hop.take_trace());
+            }
+            !its
+        });
+    }
+
     /// The bytes of the answer, or why there is none.
-    fn answer(&self, client: &mut Connection, line: &[u8]) -> Result<Vec<u8>, String> {
+    fn answer(&mut self, client: &Connection, line: &[u8]) -> Result<Vec<u8>, String> {
         let request = serde_json::from_slice(line)
             .map_err(|error| format!("this is no request: {error}; see qos-monitor's protocol"))?;
         match request {
@@ -260,25 +286,32 @@ impl Watch {
             }
             Request::StartTrace { hop } => {
                 let (number, hop) = self.find(&hop)?;
-                let mut others = self.clients.iter();
-                if others.any(|other| other.traces.contains(&number)) {
+                let recorder = self.recorders.get(&number);
+                if recorder.is_some_and(|recorder| *recorder != client.number) {
                     return Err(format!(
                         "{} is being recorded by another client; try again later",
                         hop.name()
                     ));
                 }
+                if recorder.is_none() && self.recorders.len() >= TRACES_MAX {
+                    return Err(format!(
+                        "{TRACES_MAX} hops are being recorded already; try again later"
+                    ));
+                }
                 if !hop.start_trace() {
                     return Err(not_there(hop.name()));
                 }
-                if !client.traces.contains(&number) {
-                    client.traces.push(number);
-                }
+                self.recorders.insert(number, client.number);
                 Ok(ok(&()))
             }
             Request::TakeTrace { hop } => {
                 let (number, hop) = self.find(&hop)?;
-                client.traces.retain(|known| *known != number);
-                take_trace(hop.as_ref())
+                if self.recorders.get(&number) != Some(&client.number) {
+                    return Err(no_trace(hop.name()));
+                }
+                let taken = take_trace(hop.as_ref());
+                self.recorders.remove(&number);
+                taken
             }
         }
     }
@@ -310,16 +343,20 @@ impl Watch {
 }
 
 fn take_trace(hop: &dyn Hop) -> Result<Vec<u8>, String> {
-    let name = hop.name();
-    let gone =
-        || format!("{name} has no trace: none was begun, or its session ended; record again");
+    let gone = || no_trace(hop.name());
     let trace = hop.take_trace().ok_or_else(gone)?;
     let hop = hop.snapshot().ok_or_else(gone)?;
     let recording = Recording { hop, trace };
     let recording = recording.to_bytes();
     let recording = recording.map_err(|error| format!("trace cannot be written: {error}"))?;
     let bytes = u64::try_from(recording.len()).unwrap_or(u64::MAX);
-    Ok([ok(&TraceFollows { bytes }), recording].concat())
+    let mut answer = ok(&TraceFollows { bytes });
+    answer.extend(recording);
+    Ok(answer)
+}
+
+fn no_trace(hop: &str) -> String {
+    format!("{hop} has no trace of yours: none was begun, or its session ended; record again")
 }
 
 fn not_there(hop: &str) -> String {

@@ -35,11 +35,13 @@ impl ControlSocket {
                 source,
             }
         };
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("remove a left-over of")(error));
+        match fs::symlink_metadata(&fresh) {
+            Ok(found) if found.file_type().is_socket() => {
+                fs::remove_file(&fresh).map_err(failed("remove a left-over of"))?;
             }
-            _ => {}
+            Ok(_) => return Err(MonitorError::NotASocket { path: fresh }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("look for a left-over of")(error)),
         }
         let listener = UnixListener::bind(&fresh).map_err(failed("bind"))?;
         let bound = settle(&listener, &fresh, path);

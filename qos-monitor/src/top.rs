@@ -1,9 +1,8 @@
 //! `top`: the devices by rate, live.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use qos::{BitRate, WaitCause};
 use qos_monitor::Client;
 use ratatui::Frame;
@@ -21,10 +20,7 @@ const REFRESH: Duration = Duration::from_millis(500);
 /// Characters of a bar.
 const BAR: u64 = 30;
 
-pub(crate) fn run(client: &mut Client, json: bool) -> Result<()> {
-    if json || !std::io::stdout().is_terminal() {
-        bail!("top needs a terminal: ask for devices --for 1s instead");
-    }
+pub(crate) fn run(client: &mut Client) -> Result<()> {
     let mut terminal = ratatui::try_init().context("terminal cannot be set up")?;
     let result = watch(client, &mut terminal);
     ratatui::restore();

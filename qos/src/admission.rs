@@ -243,6 +243,15 @@ pub enum AdmissionError {
 }
 
 impl AdmissionError {
+    /// The refusal in one line, with what its source says.
+    #[must_use]
+    pub fn with_source(&self) -> String {
+        match self {
+            Self::InvalidRate { source, .. } => format!("{self}: {source}"),
+            _ => self.to_string(),
+        }
+    }
+
     /// The rate that would have to be freed first, when that is what is in the way.
     #[must_use]
     pub fn missing(&self) -> Option<BitRate> {

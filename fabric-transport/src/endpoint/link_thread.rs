@@ -228,7 +228,7 @@ impl LinkThread {
                     let windows = grant.windows;
                     let mut core = endpoint.lock();
                     core.add_device(device, grant)
-                        .map_err(|error| error.to_string())?;
+                        .map_err(|error| error.with_source())?;
                     core.session.accept(device, windows);
                     Ok(())
                 });

@@ -35,6 +35,8 @@ pub struct SanPort {
     shared: Arc<SanPortShared>,
     port: PortName,
     has_rate: bool,
+    /// A vHBA has a limit of operations.
+    limits_operations: bool,
     vhbas: BTreeMap<DeviceId, String>,
     thread: Option<JoinHandle<()>>,
 }
@@ -65,7 +67,11 @@ impl SanPort {
         vhbas: impl Iterator<Item = (&'a VmConfig, &'a VhbaConfig)>,
     ) -> io::Result<Self> {
         let mut names = BTreeMap::new();
+        let mut limits_operations = false;
         let vhbas = vhbas.map(|(vm, vhba)| {
+            limits_operations |= [vhba.ingress, vhba.egress]
+                .iter()
+                .any(|rate| rate.operations.is_some());
             names.insert(vhba.id, vhba.name.clone());
             PortDevice {
                 device: vhba.id,
@@ -87,12 +93,14 @@ impl SanPort {
             shared,
             port,
             has_rate: budget.is_some(),
+            limits_operations,
             vhbas: names,
             thread: Some(thread),
         })
     }
 
-    /// Its schedulers: of operations, and of a port with a rate each way.
+    /// Its schedulers: of operations where one is limited, each charged with 512 bytes, and of a
+    /// port with a rate each way.
     #[must_use]
     pub fn hops(&self) -> Vec<Arc<dyn Hop>> {
         let limits = [
@@ -100,9 +108,10 @@ impl SanPort {
             (Limit::Bandwidth(Direction::Ingress), "ingress"),
             (Limit::Bandwidth(Direction::Egress), "egress"),
         ];
-        let limits = limits
-            .into_iter()
-            .filter(|(limit, _)| self.has_rate || *limit == Limit::Operations);
+        let limits = limits.into_iter().filter(|(limit, _)| match limit {
+            Limit::Operations => self.limits_operations,
+            Limit::Bandwidth(_) => self.has_rate,
+        });
         let hops = limits.map(|(limit, name)| {
             let name = format!("san-port {} {name}", self.port);
             let shared = self.shared.clone();

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use qos::{
     Decision, DeviceHandle, DeviceRate, HopSnapshot, LinkBudget, MonotonicTime, Scheduler, Trace,
+    VmRate,
 };
 
 use super::*;
@@ -22,7 +23,12 @@ impl Port {
         let mut scheduler = Scheduler::new(budget);
         let now = MonotonicTime::from_nanos(1_000_000);
         let promised = DeviceRate::new("800M".parse().unwrap(), None).unwrap();
-        let device = scheduler.add_device(now, promised).unwrap();
+        let together = VmRate {
+            weight: 1,
+            ..VmRate::default()
+        };
+        let vm = scheduler.add_vm(now, "vm1", together).unwrap();
+        let device = scheduler.add_device_to(now, vm, promised).unwrap();
         Self {
             name: name.to_owned(),
             state: Mutex::new((scheduler, device, now)),
@@ -210,6 +216,15 @@ fn trace_belongs_to_one_client_and_ends_with_it() {
     first.start_trace("host1 uplink").unwrap();
     let reason = refusal(second.start_trace("host1 uplink").unwrap_err());
     assert!(reason.contains("another client"), "{reason}");
+    let reason = refusal(second.take_trace("host1 uplink").unwrap_err());
+    assert!(reason.contains("no trace of yours"), "{reason}");
+    // The same for one that came before.
+    first.take_trace("host1 uplink").unwrap();
+    second.start_trace("host1 uplink").unwrap();
+    assert!(first.start_trace("host1 uplink").is_err());
+    assert!(first.take_trace("host1 uplink").is_err());
+    second.take_trace("host1 uplink").unwrap();
+    first.start_trace("host1 uplink").unwrap();
     drop(first);
     // The monitor sees the end on its next round, at the latest.
     while let Err(error) = second.start_trace("host1 uplink") {
