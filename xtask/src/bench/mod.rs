@@ -146,7 +146,7 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
                 let verdict = if figure.ok() { "ok" } else { "MISSED" };
                 writeln!(
                     out,
-                    "{bench:<13} {case:<28} {value:>10.2} of {reference:>10.2} {unit:<6} ratio {ratio:>6.3} goal {goal:<12} {verdict}"
+                    "{bench:<13} {case:<44} {value:>10.2} of {reference:>10.2} {unit:<6} ratio {ratio:>6.3} goal {goal:<12} {verdict}"
                 )?;
             }
         }
