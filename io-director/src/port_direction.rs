@@ -83,6 +83,22 @@ impl<T> PortDirection<T> {
     }
 }
 
+/// Adds a device of `vm` to both directions, with its ingress and egress words.
+///
+/// # Errors
+/// It does not fit one of them; nothing has changed.
+pub(crate) fn join_both<I, E>(
+    (ingress, egress): (&mut PortDirection<I>, &mut PortDirection<E>),
+    now: MonotonicTime,
+    vm: &PortVm,
+    (ingress_rate, egress_rate): (DeviceRate, DeviceRate),
+) -> Result<(DeviceHandle, DeviceHandle), AdmissionError> {
+    let sent = ingress.join(now, (vm, vm.ingress), ingress_rate)?;
+    let received = egress.join(now, (vm, vm.egress), egress_rate);
+    let received = received.inspect_err(|_| drop(ingress.leave(vm, sent)))?;
+    Ok((sent, received))
+}
+
 fn of_direction(budget: &LinkBudget, name: &str) -> LinkBudget {
     let hop = format!("{} {name}", budget.hop());
     // A budget is never refused what it has already.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use fabric_transport::DeviceId;
 use qos::{AdmissionError, DeviceHandle, DeviceRate, LinkBudget, MonotonicTime};
 
-use crate::port_direction::{PortDevice, PortDirection};
+use crate::port_direction::{PortDevice, PortDirection, join_both};
 use crate::port_hop::Watch;
 use crate::port_scheduler::Paced;
 
@@ -104,10 +104,9 @@ impl<T> Wire<T> {
             return Ok(());
         }
         let words = &vnic.words;
-        let vm = &words.vm;
-        let ingress = self.ingress.join(now, (vm, vm.ingress), words.ingress)?;
-        let egress = self.egress.join(now, (vm, vm.egress), words.egress);
-        let egress = egress.inspect_err(|_| drop(self.ingress.leave(vm, ingress)))?;
+        let both = (&mut self.ingress, &mut self.egress);
+        let rates = (words.ingress, words.egress);
+        let (ingress, egress) = join_both(both, now, &words.vm, rates)?;
         vnic.attached = Some(Attached {
             ingress,
             egress,

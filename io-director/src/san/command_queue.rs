@@ -34,7 +34,7 @@ use qos::{
     AdmissionError, BitRate, DeviceHandle, DeviceRate, LinkBudget, MonotonicTime, Scheduler,
 };
 
-use crate::port_direction::{PortDevice, PortDirection};
+use crate::port_direction::{PortDevice, PortDirection, join_both};
 use crate::port_scheduler::Paced;
 
 pub(super) use watch::Limit;
@@ -298,10 +298,8 @@ impl<K> CommandQueue<K> {
         let vm = &words.vm;
         let directions = match &mut self.directions {
             Some(Directions { ingress, egress }) => {
-                let written = ingress.join(now, (vm, vm.ingress), bandwidth(words.ingress))?;
-                let read = egress.join(now, (vm, vm.egress), bandwidth(words.egress));
-                let read = read.inspect_err(|_| drop(ingress.leave(vm, written)))?;
-                Some((written, read))
+                let rates = (bandwidth(words.ingress), bandwidth(words.egress));
+                Some(join_both((ingress, egress), now, vm, rates)?)
             }
             None => None,
         };
