@@ -1,6 +1,5 @@
 //! Running the link: from the scheduler's queue onto the wire.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, TryLockError};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use super::{Core, Endpoint, Ordering, now};
 use crate::control::Control;
 use crate::endpoint::LaneClient;
 use crate::frame::{FrameBuffer, FrameHeader};
-use crate::link::{BATCH_BYTES_MAX, BATCH_FRAMES_MAX, LinkSender, Sent, ring};
+use crate::link::{BATCH_BYTES_MAX, BATCH_FRAMES_MAX, LinkSender, SendQueue, Sent, ring};
 
 /// How much later than the scheduler asks a link may be run. The scheduler makes up for late
 /// callers, and on a fast link a wake-up a frame would cost more than the frame.
@@ -26,20 +25,20 @@ const DRAIN_BATCHES_MAX: usize = 8;
 pub(super) struct Writer {
     /// `None` once the link is broken or the session over.
     sender: Option<Box<dyn LinkSender>>,
-    batch: VecDeque<FrameBuffer>,
+    queue: SendQueue,
 }
 
 impl Writer {
     pub(super) fn new(sender: Box<dyn LinkSender>) -> Self {
         Self {
             sender: Some(sender),
-            batch: VecDeque::with_capacity(BATCH_FRAMES_MAX),
+            queue: SendQueue::default(),
         }
     }
 
     pub(super) fn hang_up(&mut self) {
         self.sender = None;
-        self.batch.clear();
+        self.queue = SendQueue::default();
     }
 }
 
@@ -72,7 +71,7 @@ impl Endpoint {
             let Some(sender) = &mut writer.sender else {
                 return;
             };
-            match sender.send(&mut writer.batch) {
+            match sender.send(&mut writer.queue) {
                 Ok(Sent::All) => {}
                 Ok(Sent::Blocked) => return,
                 Err(error) => {
@@ -90,7 +89,7 @@ impl Endpoint {
             }
             for (header, mut frame) in picked.frames {
                 frame.seal(&header, self.checksummed);
-                writer.batch.push_back(frame);
+                writer.queue.push(frame, false);
             }
         }
         // What is left is the link thread's: the ring's thread has a ring to look after.

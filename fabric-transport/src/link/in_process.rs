@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{BATCH_BYTES_MAX, Filled, Link, LinkReceiver, LinkSender, Sent, ring};
+use super::{BATCH_BYTES_MAX, Filled, Link, LinkReceiver, LinkSender, SendQueue, Sent, ring};
 use crate::frame::{FrameBuffer, FrameError};
 
 /// Bytes that wait in one direction at which the sender must stop.
@@ -81,19 +81,19 @@ struct InProcessSender {
 }
 
 impl LinkSender for InProcessSender {
-    fn send(&mut self, batch: &mut VecDeque<FrameBuffer>) -> io::Result<Sent> {
+    fn send(&mut self, queue: &mut SendQueue) -> io::Result<Sent> {
         let mut state = self.pipe.lock();
         if state.closed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let was_empty = state.frames.is_empty();
         while state.bytes < WAITING_BYTES_MAX
-            && let Some(frame) = batch.pop_front()
+            && let Some(frame) = queue.take()
         {
             state.bytes += frame.frame_bytes();
             state.frames.push_back(frame);
         }
-        state.sender_waits = !batch.is_empty();
+        state.sender_waits = !queue.is_sent();
         let filled = was_empty && !state.frames.is_empty();
         let blocked = state.sender_waits;
         drop(state);

@@ -5,9 +5,9 @@
 //! stop can go on.
 
 mod in_process;
+mod queue;
 mod stream;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -17,9 +17,10 @@ use std::str::FromStr;
 
 use nix::sys::eventfd::EventFd;
 
-use crate::frame::{FrameBuffer, FrameError};
+use crate::frame::FrameError;
 
 pub use in_process::in_process_pair;
+pub use queue::SendQueue;
 pub use stream::{Listener, connect};
 
 /// Frames of one write at most.
@@ -51,11 +52,12 @@ pub enum Sent {
 
 /// The half of a link that sends.
 pub trait LinkSender: Send + fmt::Debug {
-    /// Sends from the front of `batch`; what is handed over is taken out.
+    /// Sends what waits in `queue`, from its front: by [`SendQueue::gather`] and
+    /// [`SendQueue::advance`], or, on a link that cannot lose frames, by [`SendQueue::take`].
     ///
     /// # Errors
     /// The link is broken.
-    fn send(&mut self, batch: &mut VecDeque<FrameBuffer>) -> io::Result<Sent>;
+    fn send(&mut self, queue: &mut SendQueue) -> io::Result<Sent>;
 }
 
 /// What a read found.
@@ -141,7 +143,7 @@ pub(crate) fn ring(event: &EventFd) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{DeviceId, FrameHeader, FrameKind, VirtualLane};
+    use crate::frame::{DeviceId, FrameBuffer, FrameHeader, FrameKind, VirtualLane};
     use std::time::Duration;
 
     fn sealed(payload: &[u8], sequence: u32) -> FrameBuffer {
@@ -164,16 +166,16 @@ mod tests {
     /// Sends `count` frames through a link whose far end reads at its own pace.
     fn frames_cross(mut near: Link, mut far: Link) {
         const COUNT: u32 = 3000;
-        let mut batch = VecDeque::new();
+        let mut queue = SendQueue::default();
         let (mut queued, mut arrived) = (0, 0);
         while arrived < COUNT {
-            while batch.len() < BATCH_FRAMES_MAX && queued < COUNT {
+            while queue.waiting() < BATCH_FRAMES_MAX && queued < COUNT {
                 let payload =
                     vec![u8::try_from(queued % 251).unwrap(); (queued as usize * 37) % 9000];
-                batch.push_back(sealed(&payload, queued));
+                queue.push(sealed(&payload, queued), true);
                 queued += 1;
             }
-            near.sender.send(&mut batch).unwrap();
+            near.sender.send(&mut queue).unwrap();
             if far.receiver.fill().unwrap() == Filled::Some {
                 for frame in far.receiver.frames().unwrap() {
                     let (header, payload) = FrameHeader::parse(frame, true).unwrap();

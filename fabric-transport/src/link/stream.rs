@@ -1,6 +1,5 @@
 //! Links over stream sockets: TCP and Unix.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,8 +7,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{BATCH_FRAMES_MAX, Filled, Link, LinkAddress, LinkReceiver, LinkSender, Sent};
-use crate::frame::{FrameBuffer, FrameError, FrameHeader, HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use super::{
+    BATCH_FRAMES_MAX, Filled, Link, LinkAddress, LinkReceiver, LinkSender, SendQueue, Sent,
+};
+use crate::frame::{FrameError, FrameHeader, HEADER_BYTES, PAYLOAD_BYTES_MAX};
 
 /// Bytes that one `fill` reads at most; room for several frames of any length.
 const RECEIVE_BYTES: usize = 512 * 1024;
@@ -131,7 +132,6 @@ fn tcp_link(stream: TcpStream, peer: String) -> io::Result<Link> {
     stream.set_nodelay(true)?;
     let sender = StreamSender {
         stream: stream.try_clone()?,
-        written: 0,
     };
     let receiver = StreamReceiver::new(stream);
     Ok(Link {
@@ -146,7 +146,6 @@ fn unix_link(stream: UnixStream, peer: String) -> io::Result<Link> {
     stream.set_nonblocking(true)?;
     let sender = StreamSender {
         stream: stream.try_clone()?,
-        written: 0,
     };
     let receiver = StreamReceiver::new(stream);
     Ok(Link {
@@ -160,34 +159,17 @@ fn unix_link(stream: UnixStream, peer: String) -> io::Result<Link> {
 #[derive(Debug)]
 struct StreamSender<S> {
     stream: S,
-    /// Bytes of the batch's first frame that are out already.
-    written: usize,
 }
 
 impl<S: Write + Send + std::fmt::Debug> LinkSender for StreamSender<S> {
-    fn send(&mut self, batch: &mut VecDeque<FrameBuffer>) -> io::Result<Sent> {
-        while !batch.is_empty() {
+    fn send(&mut self, queue: &mut SendQueue) -> io::Result<Sent> {
+        while !queue.is_sent() {
             let mut slices = [IoSlice::new(&[]); BATCH_FRAMES_MAX];
-            for (slice, (index, frame)) in slices.iter_mut().zip(batch.iter().enumerate()) {
-                let skip = if index == 0 { self.written } else { 0 };
-                *slice = IoSlice::new(frame.frame().get(skip..).unwrap_or_default());
-            }
-            let count = batch.len().min(BATCH_FRAMES_MAX);
-            match self
-                .stream
-                .write_vectored(slices.get(..count).unwrap_or_default())
-            {
+            let count = queue.gather(&mut slices);
+            let slices = slices.get(..count).unwrap_or_default();
+            match self.stream.write_vectored(slices) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(mut bytes) => {
-                    bytes += self.written;
-                    while let Some(frame) = batch.front()
-                        && frame.frame_bytes() <= bytes
-                    {
-                        bytes -= frame.frame_bytes();
-                        batch.pop_front();
-                    }
-                    self.written = bytes;
-                }
+                Ok(bytes) => queue.advance(bytes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(Sent::Blocked);
                 }
