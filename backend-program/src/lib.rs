@@ -21,7 +21,7 @@ use fabric_transport::control::Windows;
 use fabric_transport::endpoint::{DeviceGrant, session_config};
 use fabric_transport::frame::DeviceId;
 use fabric_transport::link::LinkAddress;
-use fabric_transport::uplink::{Addresses, Uplink, UplinkConfig, UplinkDevice};
+use fabric_transport::uplink::{Uplink, UplinkConfig, UplinkDevice, connectors};
 use qos::{BitRate, DeviceRate, LinkBudget};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -195,7 +195,7 @@ fn serve(common: &Common, device: Device) -> Result<()> {
             session: session_config(&common.host),
             budget,
         },
-        Box::new(Addresses(common.director.clone())),
+        connectors(&common.director),
         vec![attached],
     )
     .context("uplink cannot be started")?;

@@ -1,5 +1,6 @@
 //! What is wrong with a lab file, in one line each.
 
+use fabric_transport::session::PATHS_MAX;
 use std::io;
 use std::path::PathBuf;
 
@@ -273,6 +274,17 @@ pub enum Problem {
     /// Neither or both of `director` and `embedded`.
     #[error("way to the director is not clear; write either director = [...] or embedded = true")]
     Uplink,
+    /// More links than a session has.
+    #[error(
+        "has more than {PATHS_MAX} addresses of one director; a session has at most so many links"
+    )]
+    Links,
+    /// A standby beside an embedded director.
+    #[error("has a standby-director beside embedded = true; name the first with director = [...]")]
+    StandbyOfEmbedded,
+    /// A time out of range.
+    #[error("path-silence-ms is out of range; choose 10 to 2000")]
+    PathSilence,
     /// `[[director.link]]` for a host that is not there.
     #[error("there is no host {host:?}; add a [[host]] with this name")]
     NoSuchHost {

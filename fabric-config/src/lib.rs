@@ -11,6 +11,7 @@
 //! [director]
 //! name = "director1"
 //! listen = ["tcp:127.0.0.1:7471"]
+//! shared-luns = false                # default; true: LUN files are locked only while in use
 //! [[director.link]]                  # director to host; absent: as the host's own
 //! host = "host1"
 //! rate = "10G"                       # what the link is sold as
@@ -161,6 +162,9 @@ pub struct DirectorConfig {
     pub name: String,
     /// Where it listens for hosts; may be empty when it is embedded.
     pub listen: Vec<LinkAddress>,
+    /// Whether it locks the files of its LUNs only while a vHBA is attached, so that a standby
+    /// director may serve the same files when this one is gone.
+    pub shared_luns: bool,
 }
 
 /// An Ethernet port: a TAP interface.
@@ -211,7 +215,7 @@ pub struct LunConfig {
 pub enum Uplink {
     /// The host agent runs the director in its own process.
     Embedded,
-    /// Over a link to one of these addresses, in order of preference; never empty.
+    /// Over a link to each of these addresses, 1 to 4; the first that is up carries the frames.
     Director(Vec<LinkAddress>),
 }
 
@@ -222,6 +226,12 @@ pub struct HostConfig {
     pub name: String,
     /// Its way to the director.
     pub uplink: Uplink,
+    /// Addresses of the director that takes over when the first cannot be reached; may be empty.
+    pub standby_director: Vec<LinkAddress>,
+    /// Whether frames are spread over all links, in place of using the first that is up.
+    pub spread: bool,
+    /// After how long a silent link beside another is given up; `None` is the usual time.
+    pub path_silence: Option<Duration>,
     /// Folder of its device sockets.
     pub run_dir: PathBuf,
     /// What the host may send to the director (ingress of its devices).

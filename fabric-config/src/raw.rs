@@ -49,6 +49,8 @@ pub(crate) struct Director {
     #[serde(default)]
     pub(crate) listen: Vec<Text>,
     #[serde(default)]
+    pub(crate) shared_luns: bool,
+    #[serde(default)]
     pub(crate) link: Vec<Link>,
 }
 
@@ -140,6 +142,11 @@ pub(crate) struct Host {
     pub(crate) name: Text,
     #[serde(default)]
     pub(crate) director: Vec<Text>,
+    #[serde(default)]
+    pub(crate) standby_director: Vec<Text>,
+    #[serde(default)]
+    pub(crate) spread: bool,
+    pub(crate) path_silence_ms: Option<Spanned<u32>>,
     #[serde(default)]
     pub(crate) embedded: bool,
     pub(crate) run_dir: PathBuf,

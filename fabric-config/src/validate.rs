@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fabric_transport::DeviceId;
+use fabric_transport::session::PATHS_MAX;
 use qos::{LinkBudget, PolicyCatalog, PolicyKind, VmRate};
 use toml::Spanned;
 
@@ -73,6 +74,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
     let director = DirectorConfig {
         listen: validator.addresses(&format!("director {director_name}"), &raw.director.listen)?,
         name: director_name,
+        shared_luns: raw.director.shared_luns,
     };
     validator.policies(&raw.qos_policy)?;
     validator.ethernet_ports(&raw.ethernet_port)?;
@@ -310,8 +312,24 @@ impl Validator<'_> {
         let uplink = if raw.embedded {
             Uplink::Embedded
         } else {
-            Uplink::Director(self.addresses(&object, &raw.director)?)
+            let addresses = self.addresses(&object, &raw.director)?;
+            self.require(&object, &raw.name, addresses.len() <= PATHS_MAX, || {
+                Problem::Links
+            })?;
+            Uplink::Director(addresses)
         };
+        let standby_director = self.addresses(&object, &raw.standby_director)?;
+        let few = standby_director.len() <= PATHS_MAX;
+        self.require(&object, &raw.name, few, || Problem::Links)?;
+        let clear = standby_director.is_empty() || !raw.embedded;
+        self.require(&object, &raw.name, clear, || Problem::StandbyOfEmbedded)?;
+        let path_silence = raw.path_silence_ms.as_ref();
+        if let Some(millis) = path_silence {
+            let in_range = (10..=2000).contains(millis.get_ref());
+            self.require(&object, millis, in_range, || Problem::PathSilence)?;
+        }
+        let path_silence =
+            path_silence.map(|millis| Duration::from_millis((*millis.get_ref()).into()));
         let budget = self.link_budget(&object, format!("{name} uplink"), raw.words())?;
         let downlink = match downlinks.get(&name) {
             Some(downlink) => downlink.clone(),
@@ -321,6 +339,9 @@ impl Validator<'_> {
         Ok(HostConfig {
             name,
             uplink,
+            standby_director,
+            spread: raw.spread,
+            path_silence,
             run_dir: raw.run_dir.clone(),
             budget,
             downlink,

@@ -1,376 +1,454 @@
-//! A director's listening side: accepts links and starts a session on each.
+//! A director's listening side: accepts links, reads who greets on them, and gives each to its
+//! session.
+//!
+//! One thread does that for all addresses. A link is in its hands until HELLO is complete; then the
+//! session's own thread has it. Which session that is: see [`crate::session::Greeting`].
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use qos::LinkBudget;
 
-use crate::endpoint::{DeviceGrant, Directory, Endpoint, EndpointConfig};
-use crate::frame::DeviceId;
-use crate::link::{Link, LinkAddress, Listener, ring};
-use crate::session::CloseReason;
+use crate::endpoint::{DeviceGrant, Directory, Endpoint, EndpointConfig, NewPath};
+use crate::frame::{DeviceId, FrameBuffer, FrameHeader, VERSION_MIN};
+use crate::link::{Filled, Link, LinkAddress, Listener, SendQueue, ring};
+use crate::session::{
+    CloseReason, Established, Greeting, PATHS_MAX, PathCause, Role, SessionConfig, SessionState,
+    greeting, refusal, welcome,
+};
 
-/// Sessions of one address at most, greeted or not: a peer that opens more is turned away.
-pub const SESSIONS_MAX: usize = 256;
-/// Sessions of one address that have not greeted yet at most. One more ends the oldest of them, so
-/// that silent connections cannot keep a host out.
+/// Links that have not greeted yet at most. One more ends the oldest of them, so that silent
+/// connections cannot keep a host out.
 pub const GREETINGS_MAX: usize = 32;
 
-/// Makes the configuration of an endpoint once a link is there.
-///
-/// The budget of the director's direction may depend on the host, which is known only when it has
-/// greeted: [`Directory::greeted`] may change it through [`Endpoint::set_budget`].
-pub type ConfigFactory = Box<dyn Fn() -> EndpointConfig + Send>;
+/// Who may greet. Called on the acceptor's thread; must not wait.
+pub trait Admission: Send + Sync + 'static {
+    /// The rate of the link to `host`, which is known.
+    ///
+    /// # Errors
+    /// Why the host is not let in; it is told.
+    fn admit(&self, host: &str) -> Result<LinkBudget, String>;
+}
+
+/// The last session of a host.
+#[derive(Debug)]
+struct HostSession {
+    instance: u64,
+    session: u16,
+    epoch: u16,
+    /// Number of its last link.
+    path: u16,
+    /// `None` once it is over.
+    endpoint: Option<Arc<Endpoint>>,
+}
+
+/// A link that has not greeted yet.
+#[derive(Debug)]
+struct Silent {
+    link: Link,
+    since: Instant,
+}
 
 struct Shared {
+    session: SessionConfig,
+    admission: Arc<dyn Admission>,
     directory: Arc<dyn Directory>,
-    sessions: Mutex<Sessions>,
+    /// By name: no more than the admission knows.
+    hosts: Mutex<HashMap<String, HostSession>>,
+    listeners: Mutex<Vec<Listener>>,
+    arrived: Mutex<Vec<Link>>,
+    stop: Mutex<bool>,
+    wake: EventFd,
 }
 
-#[derive(Default)]
-struct Sessions {
-    /// By the address of the endpoint; with the number of its arrival until it has greeted.
-    endpoints: HashMap<usize, (Arc<Endpoint>, Option<u64>)>,
-    arrivals: u64,
-    stopped: bool,
-}
-
-/// A listening address; dropped, it closes all its sessions.
+/// The sessions of a director; dropped, it closes them.
 pub struct Acceptor {
     shared: Arc<Shared>,
-    address: LinkAddress,
-    stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Acceptor")
-            .field("address", &self.address)
+            .field("director", &self.shared.session.name)
             .finish_non_exhaustive()
     }
 }
 
 impl Acceptor {
-    /// Listens on `address` and serves every session that arrives there.
+    /// Starts without an address to listen on.
     ///
     /// # Errors
-    /// The address is in use or not ours, or the kernel has no threads left.
+    /// The kernel has no descriptors or threads left.
     pub fn start(
-        address: &LinkAddress,
-        config: ConfigFactory,
+        session: SessionConfig,
+        admission: Arc<dyn Admission>,
         directory: Arc<dyn Directory>,
     ) -> io::Result<Self> {
-        let listener = Listener::bind(address)?;
-        let address = listener.address()?;
-        let stop =
+        let wake =
             EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        let stop = Arc::new(stop);
         let shared = Arc::new(Shared {
+            session,
+            admission,
             directory,
-            sessions: Mutex::default(),
+            hosts: Mutex::default(),
+            listeners: Mutex::default(),
+            arrived: Mutex::default(),
+            stop: Mutex::default(),
+            wake,
         });
-        let worker = (shared.clone(), stop.clone());
+        let worker = shared.clone();
         let thread = std::thread::Builder::new()
             .name("acceptor".to_owned())
-            .spawn(move || accept_loop(&listener, &config, &worker.0, &worker.1))?;
+            .spawn(move || accept_loop(&worker))?;
         Ok(Self {
             shared,
-            address,
-            stop,
             thread: Some(thread),
         })
     }
 
-    /// Where it listens, with the port that the kernel chose for port 0.
+    /// Listens on `address` too. Returns it with the port that the kernel chose for port 0.
+    ///
+    /// # Errors
+    /// The address is in use or not ours.
+    pub fn listen(&self, address: &LinkAddress) -> io::Result<LinkAddress> {
+        let listener = Listener::bind(address)?;
+        let address = listener.address()?;
+        lock(&self.shared.listeners).push(listener);
+        ring(&self.shared.wake);
+        Ok(address)
+    }
+
+    /// Serves a link that was made otherwise: of a host in the same process.
+    pub fn receive(&self, link: Link) {
+        self.shared.receive(link);
+    }
+
+    /// What [`Self::receive`] does, for whoever makes the links.
     #[must_use]
-    pub fn address(&self) -> &LinkAddress {
-        &self.address
+    pub fn receiver(&self) -> Box<dyn Fn(Link) + Send + Sync> {
+        let shared = self.shared.clone();
+        Box::new(move |link| shared.receive(link))
+    }
+
+    /// This end of a host's session, if it has one.
+    #[must_use]
+    pub fn endpoint(&self, host: &str) -> Option<Arc<Endpoint>> {
+        self.shared.endpoint(host)
+    }
+
+    /// What [`Self::endpoint`] does for one host, for whoever outlives the acceptor.
+    pub fn endpoint_of(
+        &self,
+        host: &str,
+    ) -> impl Fn() -> Option<Arc<Endpoint>> + Send + Sync + use<> {
+        let (shared, host) = (Arc::downgrade(&self.shared), host.to_owned());
+        move || shared.upgrade()?.endpoint(&host)
     }
 }
 
 impl Drop for Acceptor {
     fn drop(&mut self) {
-        ring(&self.stop);
+        *lock(&self.shared.stop) = true;
+        ring(&self.shared.wake);
         if let Some(thread) = self.thread.take() {
             // A panic there was reported by the thread itself.
             drop(thread.join());
         }
-        let mut sessions = self.shared.lock();
-        sessions.stopped = true;
-        let endpoints: Vec<_> = sessions
-            .endpoints
-            .values()
-            .map(|(endpoint, _)| endpoint.clone())
-            .collect();
-        drop(sessions);
-        for endpoint in endpoints {
-            endpoint.close("director stops");
+        for host in lock(&self.shared.hosts).values() {
+            if let Some(endpoint) = &host.endpoint {
+                endpoint.close("director stops");
+            }
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whole between any two statements: going on is safe.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Sessions> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn receive(&self, link: Link) {
+        lock(&self.arrived).push(link);
+        ring(&self.wake);
     }
-}
 
-fn accept_loop(listener: &Listener, config: &ConfigFactory, shared: &Arc<Shared>, stop: &EventFd) {
-    loop {
-        let mut fds = [
-            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
-            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(error) => {
-                tracing::error!(%error, "acceptor stopped");
-                return;
-            }
+    fn endpoint(&self, host: &str) -> Option<Arc<Endpoint>> {
+        lock(&self.hosts).get(host)?.endpoint.clone()
+    }
+
+    /// Gives a link whose HELLO was read to its session.
+    ///
+    /// # Errors
+    /// The link with the reason why there is none for it.
+    fn join(self: &Arc<Self>, link: Link, greeting: &Greeting) -> Result<(), (Link, String)> {
+        if usize::from(greeting.priority) >= PATHS_MAX {
+            let reason = format!("a session has at most {PATHS_MAX} links");
+            return Err((link, reason));
         }
-        let [_, stopped] = fds;
-        if stopped.revents().is_some_and(|events| !events.is_empty()) {
-            return;
-        }
-        match listener.accept() {
-            Ok(Some(link)) => admit(shared, config(), link),
-            Ok(None) => {}
-            Err(error) => {
-                // Out of descriptors: the connection stays in the backlog. Waiting for the stop
-                // signal with a time-out keeps the loop from spinning on it.
-                tracing::warn!(%error, "connection cannot be accepted");
-                let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-                if let Err(error) = poll(&mut fds, PollTimeout::from(100_u8)) {
-                    tracing::debug!(%error, "pause was cut short");
+        let budget = match self.admission.admit(&greeting.host) {
+            Ok(budget) => budget,
+            Err(reason) => return Err((link, reason)),
+        };
+        let new_path = |link: Link, epoch, path| NewPath {
+            first: Some(welcome(
+                &self.session,
+                greeting,
+                epoch,
+                path,
+                link.checksummed,
+            )),
+            link,
+            path,
+            priority: greeting.priority,
+            handled: 1,
+        };
+        let mut hosts = lock(&self.hosts);
+        let mut epoch = 0;
+        if let Some(known) = hosts.get_mut(&greeting.host) {
+            let same = (known.instance, known.session) == (greeting.instance, greeting.session);
+            let living = known.endpoint.take();
+            if let Some(endpoint) = living.filter(|it| it.state() != SessionState::Closed) {
+                if same && greeting.version > VERSION_MIN {
+                    known.path = known.path.wrapping_add(1);
+                    endpoint.add_path(new_path(link, known.epoch, known.path));
+                    known.endpoint = Some(endpoint);
+                    return Ok(());
                 }
+                let (host, instance) = (&greeting.host, greeting.instance);
+                tracing::warn!(
+                    host,
+                    instance,
+                    "a newer session of the host replaces its older"
+                );
+                endpoint.close("replaced by a newer session of this host");
             }
+            epoch = known.epoch;
         }
-    }
-}
-
-fn admit(shared: &Arc<Shared>, config: EndpointConfig, link: Link) {
-    let mut sessions = shared.lock();
-    if sessions.endpoints.len() >= SESSIONS_MAX {
-        drop(sessions);
-        tracing::warn!(link = link.peer, "session turned away: too many are open");
-        return;
-    }
-    let silent = sessions
-        .endpoints
-        .values()
-        .filter(|(_, arrival)| arrival.is_some());
-    let oldest = (silent.clone().count() >= GREETINGS_MAX)
-        .then(|| silent.min_by_key(|(_, arrival)| *arrival))
-        .flatten()
-        .map(|(endpoint, _)| endpoint.clone());
-    let directory = Arc::new(AcceptorDirectory(shared.clone()));
-    match Endpoint::start(config, link, directory, "fabric-director") {
-        Ok((endpoint, _detached)) => {
-            let arrival = sessions.arrivals;
-            sessions.arrivals += 1;
-            sessions
-                .endpoints
-                .insert(key(&endpoint), (endpoint, Some(arrival)));
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let epoch = next_epoch(epoch, unix.as_secs());
+        let established = Established {
+            version: greeting.version,
+            epoch,
+            features: greeting.features,
+            peer: greeting.host.clone(),
+            peer_instance: greeting.instance,
+        };
+        let config = EndpointConfig {
+            role: Role::Director,
+            session: self.session.clone(),
+            budget,
+        };
+        let path = 1;
+        let first = new_path(link, epoch, path);
+        let directory = Arc::new(AcceptorDirectory(self.clone()));
+        match Endpoint::start(config, established, first, directory, "fabric-director") {
+            Ok((endpoint, _detached)) => {
+                tracing::info!(host = greeting.host, epoch, "session became active");
+                let session = HostSession {
+                    instance: greeting.instance,
+                    session: greeting.session,
+                    epoch,
+                    path,
+                    endpoint: Some(endpoint),
+                };
+                hosts.insert(greeting.host.clone(), session);
+            }
+            Err(error) => tracing::warn!(%error, "session cannot be started"),
         }
-        Err(error) => tracing::warn!(%error, "session cannot be started"),
-    }
-    drop(sessions);
-    if let Some(oldest) = oldest {
-        oldest.close("too many connections have not greeted");
+        Ok(())
     }
 }
 
-fn key(endpoint: &Arc<Endpoint>) -> usize {
-    Arc::as_ptr(endpoint).addr()
-}
-
-/// Keeps the acceptor's books and passes everything on.
+/// Forgets sessions that are over, and passes everything on.
 struct AcceptorDirectory(Arc<Shared>);
 
 impl Directory for AcceptorDirectory {
-    fn greeted(&self, endpoint: &Arc<Endpoint>, host: &str, instance: u64) -> Result<u16, String> {
-        let mut sessions = self.0.lock();
-        if sessions.stopped {
-            return Err("director stops".to_owned());
-        }
-        if let Some((_, arrival)) = sessions.endpoints.get_mut(&key(endpoint)) {
-            *arrival = None;
-        }
-        drop(sessions);
-        self.0.directory.greeted(endpoint, host, instance)
-    }
-
-    fn active(&self, endpoint: &Arc<Endpoint>, director: &str) {
-        self.0.directory.active(endpoint, director);
-    }
-
     fn attach(&self, host: &str, device: DeviceId, generation: u32) -> Result<DeviceGrant, String> {
         self.0.directory.attach(host, device, generation)
     }
 
-    fn refused(&self, device: DeviceId, reason: &str) {
-        self.0.directory.refused(device, reason);
+    fn path_lost(&self, endpoint: &Arc<Endpoint>, path: u16, cause: &PathCause) {
+        self.0.directory.path_lost(endpoint, path, cause);
     }
 
     fn closed(&self, endpoint: &Arc<Endpoint>, reason: &CloseReason) {
-        self.0.lock().endpoints.remove(&key(endpoint));
+        if let Some(known) = lock(&self.0.hosts).get_mut(endpoint.peer()) {
+            known.endpoint.take_if(|known| Arc::ptr_eq(known, endpoint));
+        }
         self.0.directory.closed(endpoint, reason);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::endpoint::{LaneClient, LaneSet, Receipt, SendRefused};
-    use crate::frame::{FrameBuffer, VirtualLane};
-    use crate::session::{Role, SessionConfig};
-    use crate::uplink::{Addresses, Uplink, UplinkConfig, UplinkDevice};
-    use qos::{DeviceRate, LinkBudget};
-    use std::io::Read;
-    use std::sync::mpsc;
-    use std::time::Duration;
-
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    enum Seen {
-        Up(LaneSet),
-        Down,
-        Frame(Vec<u8>),
-    }
-
-    struct Reporter(Mutex<mpsc::Sender<Seen>>);
-
-    impl Reporter {
-        fn new() -> (Arc<Self>, mpsc::Receiver<Seen>) {
-            let (sender, receiver) = mpsc::channel();
-            (Arc::new(Self(Mutex::new(sender))), receiver)
+fn accept_loop(shared: &Arc<Shared>) {
+    let mut silent: Vec<Silent> = Vec::new();
+    let mut listeners = Vec::new();
+    while !*lock(&shared.stop) {
+        listeners.append(&mut lock(&shared.listeners));
+        let arrived = std::mem::take(&mut *lock(&shared.arrived));
+        for link in arrived {
+            greet(shared, &mut silent, link);
         }
-
-        fn report(&self, seen: Seen) {
-            // The test may have ended before the last report.
-            drop(self.0.lock().unwrap().send(seen));
+        let patience = shared.session.greeting_max;
+        silent.retain_mut(|waiting| {
+            let late = waiting.since.elapsed() >= patience;
+            if late {
+                turn_away(&mut waiting.link, "no greeting in time");
+            }
+            !late
+        });
+        let accepts = wait(shared, &listeners, &silent);
+        for (listener, accepts) in listeners.iter().zip(accepts) {
+            if accepts {
+                accept(shared, &mut silent, listener);
+            }
+        }
+        for waiting in std::mem::take(&mut silent) {
+            read_greeting(shared, &mut silent, waiting);
         }
     }
+    // Links that arrive from now on end with this object.
+}
 
-    impl LaneClient for Reporter {
-        fn up(&self, lanes: LaneSet) {
-            self.report(Seen::Up(lanes));
-        }
-        fn receive(&self, _: VirtualLane, payload: &[u8]) -> Receipt {
-            self.report(Seen::Frame(payload.to_vec()));
-            Receipt::Consumed
-        }
-        fn writable(&self) {}
-        fn down(&self, _: u16) {
-            self.report(Seen::Down);
-        }
+/// Waits until a listener, a silent link or the owner has something. Which listeners have.
+fn wait(shared: &Shared, listeners: &[Listener], silent: &[Silent]) -> Vec<bool> {
+    let fds = listeners.iter().map(AsFd::as_fd);
+    let fds = fds.chain([shared.wake.as_fd()]);
+    let fds = fds.chain(silent.iter().map(|waiting| waiting.link.receiver.poll_fd()));
+    let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    let oldest = silent.iter().map(|waiting| waiting.since).min();
+    let timeout = oldest.map_or(PollTimeout::NONE, |since| {
+        let left = shared.session.greeting_max.saturating_sub(since.elapsed());
+        let millis = u16::try_from(left.as_millis().saturating_add(1)).unwrap_or(u16::MAX);
+        PollTimeout::from(millis)
+    });
+    if let Err(error) = poll(&mut fds, timeout)
+        && error != nix::Error::EINTR
+    {
+        tracing::error!(%error, "acceptor cannot wait");
     }
-
-    struct OneDevice(Arc<Reporter>);
-
-    impl Directory for OneDevice {
-        fn greeted(&self, _: &Arc<Endpoint>, _: &str, _: u64) -> Result<u16, String> {
-            Ok(1)
-        }
-        fn active(&self, _: &Arc<Endpoint>, _: &str) {}
-        fn attach(&self, _: &str, _: DeviceId, _: u32) -> Result<DeviceGrant, String> {
-            Ok(grant(self.0.clone()))
-        }
-        fn refused(&self, _: DeviceId, _: &str) {}
-        fn closed(&self, _: &Arc<Endpoint>, _: &CloseReason) {}
+    if let Err(error) = shared.wake.read()
+        && error != nix::Error::EAGAIN
+    {
+        tracing::error!(%error, "eventfd cannot be read");
     }
+    let rang = |fd: &PollFd| fd.revents().is_some_and(|events| !events.is_empty());
+    fds.iter().take(listeners.len()).map(rang).collect()
+}
 
-    fn grant(client: Arc<Reporter>) -> DeviceGrant {
-        DeviceGrant {
-            vm: None,
-            rate: DeviceRate::best_effort(),
-            windows: [64; 4],
-            client,
+fn accept(shared: &Arc<Shared>, silent: &mut Vec<Silent>, listener: &Listener) {
+    loop {
+        match listener.accept() {
+            Ok(Some(link)) => greet(shared, silent, link),
+            Ok(None) => return,
+            Err(error) => {
+                // Out of descriptors: the connection stays in the backlog. Waiting for the owner
+                // with a time-out keeps the loop from spinning on it.
+                tracing::warn!(%error, "connection cannot be accepted");
+                let mut fds = [PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
+                if let Err(error) = poll(&mut fds, PollTimeout::from(100_u8)) {
+                    tracing::debug!(%error, "pause was cut short");
+                }
+                return;
+            }
         }
-    }
-
-    fn config(role: Role) -> EndpointConfig {
-        let session = SessionConfig {
-            name: "somebody".into(),
-            instance: 1,
-            heartbeat: Duration::from_millis(100),
-            silence_max: PATIENCE,
-            greeting_max: PATIENCE,
-        };
-        EndpointConfig {
-            role,
-            session,
-            budget: LinkBudget::new("test", "1G".parse().unwrap()),
-        }
-    }
-
-    fn acceptor(address: &LinkAddress, client: &Arc<Reporter>) -> Acceptor {
-        let directory = Arc::new(OneDevice(client.clone()));
-        Acceptor::start(address, Box::new(|| config(Role::Director)), directory).unwrap()
-    }
-
-    #[test]
-    fn uplink_attaches_its_devices_again_after_every_restart_of_the_director() {
-        let directory = tempfile::tempdir().unwrap();
-        let address = LinkAddress::Unix(directory.path().join("fabric"));
-        let (host, host_seen) = Reporter::new();
-        let (director, director_seen) = Reporter::new();
-        let EndpointConfig {
-            session, budget, ..
-        } = config(Role::Host);
-        let device = UplinkDevice {
-            id: DeviceId(1),
-            generation: 0,
-            grant: grant(host),
-        };
-        let connector = Box::new(Addresses(vec![address.clone()]));
-        let uplink =
-            Uplink::start(UplinkConfig { session, budget }, connector, vec![device]).unwrap();
-        assert!(!uplink.is_active());
-        for round in 0..3 {
-            let acceptor = acceptor(&address, &director);
-            assert!(uplink.wait_active(PATIENCE));
-            let Ok(Seen::Up(lanes)) = host_seen.recv_timeout(PATIENCE) else {
-                panic!("not up")
-            };
-            let mut frames = vec![(VirtualLane::Network, FrameBuffer::from_payload(&[round]))];
-            lanes.try_send(&mut frames).unwrap();
-            let frame =
-                std::iter::repeat_with(|| director_seen.recv_timeout(PATIENCE)).find_map(|seen| {
-                    if let Seen::Frame(frame) = seen.unwrap() {
-                        Some(frame)
-                    } else {
-                        None
-                    }
-                });
-            assert_eq!(frame, Some(vec![round]));
-            drop(acceptor);
-            assert!(matches!(host_seen.recv_timeout(PATIENCE), Ok(Seen::Down)));
-            frames.push((VirtualLane::Network, FrameBuffer::from_payload(&[9])));
-            assert_eq!(lanes.try_send(&mut frames), Err(SendRefused::Down));
-        }
-    }
-
-    #[test]
-    fn p08_silent_connections_are_bounded_and_keep_nobody_out() {
-        let acceptor = acceptor(&"tcp:127.0.0.1:0".parse().unwrap(), &Reporter::new().0);
-        let LinkAddress::Tcp(address) = acceptor.address() else {
-            panic!("tcp")
-        };
-        let connect = || std::net::TcpStream::connect(address).unwrap();
-        let mut silent: Vec<_> = std::iter::repeat_with(connect)
-            .take(GREETINGS_MAX + 1)
-            .collect();
-        // The oldest makes room for the newest; it is told why before it is closed.
-        let mut last_words = Vec::new();
-        silent[0].set_read_timeout(Some(PATIENCE)).unwrap();
-        silent[0].read_to_end(&mut last_words).unwrap();
-        assert!(String::from_utf8_lossy(&last_words).contains("have not greeted"));
-        drop(silent);
     }
 }
+
+fn greet(shared: &Arc<Shared>, silent: &mut Vec<Silent>, link: Link) {
+    if silent.len() >= GREETINGS_MAX
+        && let Some(at) = (0..silent.len()).min_by_key(|at| silent.get(*at).map(|it| it.since))
+    {
+        let mut oldest = silent.swap_remove(at);
+        turn_away(&mut oldest.link, "too many connections have not greeted");
+    }
+    let since = Instant::now();
+    read_greeting(shared, silent, Silent { link, since });
+}
+
+/// Reads what a silent link has. It is put back if that is no whole frame yet.
+fn read_greeting(shared: &Arc<Shared>, silent: &mut Vec<Silent>, mut waiting: Silent) {
+    let read = loop {
+        match waiting.link.receiver.fill() {
+            Ok(Filled::Blocked) => {
+                silent.push(waiting);
+                return;
+            }
+            Ok(Filled::End) => return,
+            Err(error) => {
+                tracing::debug!(link = waiting.link.peer, %error, "link ended before it greeted");
+                return;
+            }
+            Ok(Filled::Some) => {}
+        }
+        let checksummed = waiting.link.checksummed;
+        match waiting.link.receiver.frames() {
+            Ok(frames) => {
+                if let Some(first) = frames.first() {
+                    break FrameHeader::parse(first, checksummed)
+                        .map_err(Into::into)
+                        .and_then(|(header, payload)| greeting(&header, payload));
+                }
+            }
+            Err(error) => break Err(error.into()),
+        }
+    };
+    let refused = match read {
+        Ok(greeting) => match shared.join(waiting.link, &greeting) {
+            Ok(()) => return,
+            Err((link, reason)) => {
+                waiting.link = link;
+                reason
+            }
+        },
+        Err(error) => error.to_string(),
+    };
+    turn_away(&mut waiting.link, &refused);
+}
+
+/// Tells the peer why its link is closed; one that does not take it is closed without.
+fn turn_away(link: &mut Link, reason: &str) {
+    tracing::warn!(link = link.peer, reason, "link is turned away");
+    let mut queue = SendQueue::default();
+    let words: FrameBuffer = refusal(reason, link.checksummed);
+    queue.push(words, false);
+    if let Err(error) = link.sender.send(&mut queue) {
+        tracing::debug!(link = link.peer, %error, "peer was not told why its link is closed");
+    }
+}
+
+/// Whether `epoch` came after `other` (serial numbers, RFC 1982: within half of the circle).
+#[must_use]
+pub fn epoch_is_later(epoch: u16, other: u16) -> bool {
+    (1..0x8000).contains(&epoch.wrapping_sub(other))
+}
+
+/// The epoch of the session after one with `last`.
+///
+/// Epochs are serial numbers: they go around, and order is that of [`epoch_is_later`]. Inside of a
+/// process each is later than the one before. Nothing is kept over a restart; instead an epoch is
+/// at least the seconds of the clock modulo 2^16, so the first one after a restart is later than
+/// all before unless a host began more than one session each second, the clock was set back, or
+/// the director was away for more than nine hours. Then nothing of the old sessions is left: each
+/// had links of its own, which died with the process, and the instance number of WELCOME differs.
+fn next_epoch(last: u16, unix_seconds: u64) -> u16 {
+    // 0 is no epoch: it stands in frames before WELCOME.
+    let next = last.wrapping_add(1).max(1);
+    let [.., high, low] = unix_seconds.to_be_bytes();
+    let clock = u16::from_be_bytes([high, low]).max(1);
+    // Later than `next` alone could be half of the circle away from `last`, which is not later.
+    let ahead = epoch_is_later(clock, next) && epoch_is_later(clock, last);
+    if last == 0 || ahead { clock } else { next }
+}
+
+#[cfg(test)]
+mod tests;

@@ -40,7 +40,11 @@ pub enum Control {
         version_min: u16,
         /// Highest protocol version that it speaks.
         version_max: u16,
-        /// Feature bits; none are defined yet.
+        /// The session of this process that the link is for; a new number begins a new one.
+        session: u16,
+        /// Which of the session's links this is: the lowest that is up carries the frames.
+        priority: u8,
+        /// [`features`] that it offers.
         features: u64,
         /// Random for each start of the process.
         instance: u64,
@@ -53,7 +57,9 @@ pub enum Control {
         version: u16,
         /// The session's epoch: greater than that of any session of this host before it.
         epoch: u16,
-        /// Feature bits of the session.
+        /// The link's number in the session; 0 in version 1.
+        path: u16,
+        /// [`features`] of the session.
         features: u64,
         /// Random for each start of the process.
         instance: u64,
@@ -96,6 +102,28 @@ pub enum Control {
     Pong(u64),
     /// The session ends.
     Close(String),
+    /// What the sender thinks of a link of the session.
+    Path {
+        /// The link's number.
+        path: u16,
+        /// What it thinks.
+        state: PathState,
+    },
+}
+
+/// What one end tells the other of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathState {
+    /// It has given the link up and sent again elsewhere what was not acknowledged.
+    Lost,
+    /// Its operator wants the frames of both directions there.
+    Preferred,
+}
+
+/// Bits of HELLO and WELCOME. Those that are not known are offered in vain.
+pub mod features {
+    /// The frames of a session are spread over all of its links.
+    pub const SPREAD: u64 = 1;
 }
 
 /// The credit limit of one lane.
@@ -124,7 +152,9 @@ pub struct ControlError {
 struct HelloPayload {
     version: U16,
     version_max_or_epoch: U16,
-    reserved: U32,
+    session_or_path: U16,
+    priority: u8,
+    reserved: u8,
     features: U64,
     instance: U64,
 }
@@ -134,6 +164,14 @@ struct HelloPayload {
 struct AttachPayload {
     generation: U32,
     windows: [U32; VirtualLane::COUNT],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct PathPayload {
+    path: U16,
+    state: u8,
+    reserved: u8,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -177,6 +215,8 @@ impl Control {
                     Self::Hello {
                         version_min: fixed.version.get(),
                         version_max,
+                        session: fixed.session_or_path.get(),
+                        priority: fixed.priority,
                         features,
                         instance,
                         name,
@@ -186,6 +226,7 @@ impl Control {
                     Self::Welcome {
                         version: fixed.version.get(),
                         epoch,
+                        path: fixed.session_or_path.get(),
                         features,
                         instance,
                         name,
@@ -254,6 +295,19 @@ impl Control {
                 .map(|nonce| Self::Pong(nonce.get()))
                 .map_err(length),
             FrameKind::Close => Ok(Self::Close(reason(payload)?)),
+            FrameKind::Path => {
+                let fixed =
+                    PathPayload::ref_from_bytes(payload).map_err(|_size| error("wrong length"))?;
+                let state = match fixed.state {
+                    0 => PathState::Lost,
+                    1 => PathState::Preferred,
+                    _ => return Err(error("unknown state")),
+                };
+                Ok(Self::Path {
+                    path: fixed.path.get(),
+                    state,
+                })
+            }
             FrameKind::Data => Err(error("data is no control message")),
         }
     }
@@ -273,52 +327,53 @@ impl Control {
             Self::Ping(_) => FrameKind::Ping,
             Self::Pong(_) => FrameKind::Pong,
             Self::Close(_) => FrameKind::Close,
+            Self::Path { .. } => FrameKind::Path,
         }
     }
 
     /// Appends the payload.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
-        let hello = |bytes: &mut Vec<u8>,
-                     version: u16,
-                     second: u16,
-                     features: u64,
-                     instance: u64,
-                     name: &str| {
-            let fixed = HelloPayload {
-                version: version.into(),
-                version_max_or_epoch: second.into(),
-                reserved: U32::ZERO,
-                features: features.into(),
-                instance: instance.into(),
-            };
-            bytes.extend_from_slice(fixed.as_bytes());
-            bytes.extend_from_slice(cut(name, NAME_BYTES_MAX));
-        };
         match self {
             Self::Hello {
                 version_min,
                 version_max,
+                session,
+                priority,
                 features,
                 instance,
                 name,
             } => {
-                hello(
-                    bytes,
-                    *version_min,
-                    *version_max,
-                    *features,
-                    *instance,
-                    name,
-                );
+                let fixed = HelloPayload {
+                    version: (*version_min).into(),
+                    version_max_or_epoch: (*version_max).into(),
+                    session_or_path: (*session).into(),
+                    priority: *priority,
+                    reserved: 0,
+                    features: (*features).into(),
+                    instance: (*instance).into(),
+                };
+                bytes.extend_from_slice(fixed.as_bytes());
+                bytes.extend_from_slice(cut(name, NAME_BYTES_MAX));
             }
             Self::Welcome {
                 version,
                 epoch,
+                path,
                 features,
                 instance,
                 name,
             } => {
-                hello(bytes, *version, *epoch, *features, *instance, name);
+                let fixed = HelloPayload {
+                    version: (*version).into(),
+                    version_max_or_epoch: (*epoch).into(),
+                    session_or_path: (*path).into(),
+                    priority: 0,
+                    reserved: 0,
+                    features: (*features).into(),
+                    instance: (*instance).into(),
+                };
+                bytes.extend_from_slice(fixed.as_bytes());
+                bytes.extend_from_slice(cut(name, NAME_BYTES_MAX));
             }
             Self::Attach {
                 generation,
@@ -353,6 +408,17 @@ impl Control {
             Self::Acknowledge => {}
             Self::Ping(nonce) | Self::Pong(nonce) => bytes.extend_from_slice(&nonce.to_le_bytes()),
             Self::Close(reason) => bytes.extend_from_slice(cut(reason, TEXT_BYTES_MAX)),
+            Self::Path { path, state } => {
+                let fixed = PathPayload {
+                    path: (*path).into(),
+                    state: match state {
+                        PathState::Lost => 0,
+                        PathState::Preferred => 1,
+                    },
+                    reserved: 0,
+                };
+                bytes.extend_from_slice(fixed.as_bytes());
+            }
         }
     }
 }
@@ -375,6 +441,7 @@ mod tests {
         let welcome = Control::Welcome {
             version: 1,
             epoch: 0x0203,
+            path: 0,
             features: 0,
             instance: 0x1112_1314_1516_1718,
             name: "d1".into(),
@@ -388,6 +455,36 @@ mod tests {
         ];
         assert_eq!(bytes, golden);
         assert_eq!(Control::parse(FrameKind::Welcome, &golden), Ok(welcome));
+    }
+
+    #[test]
+    fn hello_and_path_stand_where_the_table_says() {
+        let hello = Control::Hello {
+            version_min: 1,
+            version_max: 2,
+            session: 0x0405,
+            priority: 3,
+            features: features::SPREAD,
+            instance: 9,
+            name: "h1".into(),
+        };
+        let mut bytes = Vec::new();
+        hello.encode(&mut bytes);
+        #[rustfmt::skip]
+        let golden = [
+            1, 0, 2, 0, 5, 4, 3, 0, 1, 0, 0, 0, 0, 0, 0, 0,
+            9, 0, 0, 0, 0, 0, 0, 0, b'h', b'1',
+        ];
+        assert_eq!(bytes, golden);
+        assert_eq!(Control::parse(FrameKind::Hello, &golden), Ok(hello));
+        let path = Control::Path {
+            path: 0x0102,
+            state: PathState::Preferred,
+        };
+        bytes.clear();
+        path.encode(&mut bytes);
+        assert_eq!(bytes, [2, 1, 1, 0]);
+        assert!(Control::parse(FrameKind::Path, &[2, 1, 2, 0]).is_err());
     }
 
     #[test]
@@ -434,7 +531,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_parses_encodes_to_the_same_message(number in 0u8..14, bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn what_parses_encodes_to_the_same_message(number in 0u8..15, bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let Some(kind) = FrameKind::from_number(number) else { return Ok(()) };
             if let Ok(control) = Control::parse(kind, &bytes) {
                 prop_assert_eq!(control.kind(), kind);

@@ -3,16 +3,17 @@
 //! | offset | bytes | field | meaning |
 //! | --- | --- | --- | --- |
 //! | 0 | 2 | magic | 0x4d4f ("OM") |
-//! | 2 | 1 | version | 1 |
+//! | 2 | 1 | version | 1 in HELLO, then the session's: 1 or 2 |
 //! | 3 | 1 | kind | [`FrameKind`] |
 //! | 4 | 1 | lane | [`VirtualLane`] |
 //! | 5 | 1 | flags | bit 0: `crc32c` counts; bit 1, DATA: the payload goes on in the lane's next frame; the others are 0 |
 //! | 6 | 2 | epoch | of the session; 0 until WELCOME |
 //! | 8 | 4 | device | [`DeviceId`]; 0 for the session itself |
-//! | 12 | 4 | payload bytes | |
-//! | 16 | 4 | sequence | DATA: packet sequence number in its lane, from 0, modulo 2^32 |
+//! | 12 | 3 | payload bytes | |
+//! | 15 | 1 | attachment | version 2, frames of a device: its attachment in this session, modulo 2^8; else 0 |
+//! | 16 | 4 | sequence | DATA: packet sequence number in its lane, from 0, modulo 2^32; version 2: ATTACH, ATTACHED, REFUSED, DETACH: their number in the session |
 //! | 20 | 4 | credit limit | DATA: FCCL, blocks that the *sender of this frame* allows on the same lane in the other direction |
-//! | 24 | 4 | acknowledge | DATA frames received on this link so far, modulo 2^32 |
+//! | 24 | 4 | acknowledge | sequenced frames received on this link so far, modulo 2^32 |
 //! | 28 | 4 | crc32c | of header (with this field 0) and payload |
 //!
 //! Little-endian. The hash of this file stands in docs/fabric-protocol.md: change both.
@@ -26,8 +27,10 @@ pub const HEADER_BYTES: usize = 32;
 pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024 + 256;
 /// Bytes of one block of credit (InfiniBand counts flow control in 64-byte blocks).
 pub const BLOCK_BYTES: usize = 64;
-/// The protocol version of this code.
-pub const VERSION: u8 = 1;
+/// The lowest protocol version that this code speaks: one link a session.
+pub const VERSION_MIN: u8 = 1;
+/// The highest: sessions over several links.
+pub const VERSION: u8 = 2;
 
 const MAGIC: u16 = 0x4d4f;
 const FLAG_CRC32C: u8 = 1;
@@ -131,10 +134,12 @@ pub enum FrameKind {
     Pong,
     /// The session ends; the reason.
     Close,
+    /// What the sender says of a link of the session.
+    Path,
 }
 
 impl FrameKind {
-    const ALL: [(u8, Self); 12] = [
+    const ALL: [(u8, Self); 13] = [
         (1, Self::Hello),
         (2, Self::Welcome),
         (3, Self::Attach),
@@ -147,6 +152,7 @@ impl FrameKind {
         (10, Self::Ping),
         (11, Self::Pong),
         (12, Self::Close),
+        (13, Self::Path),
     ];
 
     /// The byte of the frame header.
@@ -166,11 +172,24 @@ impl FrameKind {
             .find(|(known, _)| *known == number)
             .map(|(_, kind)| *kind)
     }
+
+    /// Whether the peer acknowledges such a frame, and it goes out again when its link is lost
+    /// before that. In version 1 only DATA is acknowledged.
+    #[must_use]
+    pub fn is_sequenced(self, version: u8) -> bool {
+        match self {
+            Self::Data => true,
+            Self::Attach | Self::Attached | Self::Refused | Self::Detach => version > VERSION_MIN,
+            _ => false,
+        }
+    }
 }
 
 /// A checked header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
+    /// Protocol version.
+    pub version: u8,
     /// What the frame is.
     pub kind: FrameKind,
     /// Its lane; `None` for the session itself.
@@ -183,11 +202,13 @@ pub struct FrameHeader {
     pub device: DeviceId,
     /// Bytes behind the header.
     pub payload_bytes: u32,
+    /// Attachment of the device in this session, modulo 2^8.
+    pub attachment: u8,
     /// Packet sequence number.
     pub sequence: u32,
     /// FCCL of the same lane in the other direction, blocks.
     pub credit_limit: u32,
-    /// DATA frames received so far.
+    /// Sequenced frames received so far.
     pub acknowledge: u32,
 }
 
@@ -207,7 +228,7 @@ pub enum FrameError {
         magic: u16,
     },
     /// Another protocol version.
-    #[error("peer speaks protocol version {version}, this side speaks {VERSION}")]
+    #[error("peer speaks protocol version {version}, this side speaks {VERSION_MIN} to {VERSION}")]
     Version {
         /// The peer's.
         version: u8,
@@ -241,7 +262,8 @@ struct WireHeader {
     flags: u8,
     epoch: U16,
     device: U32,
-    payload_bytes: U32,
+    /// 24 bits of payload bytes, and the attachment above them.
+    payload_and_attachment: U32,
     sequence: U32,
     credit_limit: U32,
     acknowledge: U32,
@@ -261,7 +283,7 @@ impl FrameHeader {
         };
         wire.check()?;
         // Cannot be cut short: `check` bounds it.
-        Ok(usize::try_from(wire.payload_bytes.get())
+        Ok(usize::try_from(wire.payload_bytes())
             .ok()
             .map(|payload| HEADER_BYTES + payload))
     }
@@ -278,7 +300,7 @@ impl FrameHeader {
         };
         let (wire, payload) = WireHeader::ref_from_prefix(frame).map_err(|_size| short)?;
         wire.check()?;
-        if usize::try_from(wire.payload_bytes.get()) != Ok(payload.len()) {
+        if usize::try_from(wire.payload_bytes()) != Ok(payload.len()) {
             return Err(short);
         }
         let known = match FrameKind::from_number(wire.kind) {
@@ -307,13 +329,16 @@ impl FrameHeader {
                 value: number,
             })?),
         };
+        let [.., attachment] = wire.payload_and_attachment.to_bytes();
         let header = Self {
+            version: wire.version,
             kind,
             lane,
             more: wire.flags & FLAG_MORE != 0,
             epoch: wire.epoch.get(),
             device: DeviceId(wire.device.get()),
-            payload_bytes: wire.payload_bytes.get(),
+            payload_bytes: wire.payload_bytes(),
+            attachment,
             sequence: wire.sequence.get(),
             credit_limit: wire.credit_limit.get(),
             acknowledge: wire.acknowledge.get(),
@@ -329,15 +354,23 @@ impl WireHeader {
                 magic: self.magic.get(),
             });
         }
-        if self.version != VERSION {
+        if !(VERSION_MIN..=VERSION).contains(&self.version) {
             return Err(FrameError::Version {
                 version: self.version,
             });
         }
-        let payload_bytes = self.payload_bytes.get();
+        let payload_bytes = self.payload_bytes();
         match usize::try_from(payload_bytes) {
             Ok(bytes) if bytes <= PAYLOAD_BYTES_MAX => Ok(()),
             _ => Err(FrameError::Long { payload_bytes }),
+        }
+    }
+
+    fn payload_bytes(&self) -> u32 {
+        match self.version {
+            // Version 1 has nothing above them.
+            VERSION_MIN => self.payload_and_attachment.get(),
+            _ => self.payload_and_attachment.get() & 0x00ff_ffff,
         }
     }
 
@@ -430,13 +463,13 @@ impl FrameBuffer {
         let payload_bytes = u32::try_from(self.payload_bytes()).unwrap_or(u32::MAX);
         let mut wire = WireHeader {
             magic: MAGIC.into(),
-            version: VERSION,
+            version: header.version,
             kind: header.kind.number(),
             lane: header.lane.map_or(0, VirtualLane::number),
             flags: u8::from(checksummed) * FLAG_CRC32C + u8::from(header.more) * FLAG_MORE,
             epoch: header.epoch.into(),
             device: header.device.0.into(),
-            payload_bytes: payload_bytes.into(),
+            payload_and_attachment: (payload_bytes | u32::from(header.attachment) << 24).into(),
             sequence: header.sequence.into(),
             credit_limit: header.credit_limit.into(),
             acknowledge: header.acknowledge.into(),
@@ -465,12 +498,14 @@ mod tests {
     use proptest::prelude::*;
 
     const HEADER: FrameHeader = FrameHeader {
+        version: 1,
         kind: FrameKind::Data,
         lane: Some(VirtualLane::Network),
         more: false,
         epoch: 0x0102,
         device: DeviceId(0x2a),
         payload_bytes: 4,
+        attachment: 0,
         sequence: 0x1112_1314,
         credit_limit: 0x2122_2324,
         acknowledge: 0x3132_3334,
@@ -514,6 +549,24 @@ mod tests {
     }
 
     #[test]
+    fn version_2_has_the_attachment_above_the_length() {
+        let mut buffer = FrameBuffer::from_payload(&[0xde, 0xad, 0xbe, 0xef]);
+        let header = FrameHeader {
+            version: 2,
+            attachment: 0xa5,
+            ..HEADER
+        };
+        buffer.seal(&header, false);
+        let mut golden = GOLDEN;
+        (golden[2], golden[5], golden[15]) = (2, 0, 0xa5);
+        assert_eq!(buffer.frame(), golden);
+        assert_eq!(
+            FrameHeader::parse(&golden, false),
+            Ok((header, &golden[32..]))
+        );
+    }
+
+    #[test]
     fn p10_one_flipped_bit_is_caught() {
         let mut buffer = FrameBuffer::from_payload(&[0; 100]);
         buffer.seal(&HEADER, true);
@@ -548,11 +601,13 @@ mod tests {
     #[test]
     fn p03_other_version_is_named() {
         let mut bytes = GOLDEN;
-        bytes[2] = 2;
-        assert_eq!(
-            FrameHeader::frame_bytes(&bytes),
-            Err(FrameError::Version { version: 2 })
-        );
+        for version in [0, 3] {
+            bytes[2] = version;
+            assert_eq!(
+                FrameHeader::frame_bytes(&bytes),
+                Err(FrameError::Version { version })
+            );
+        }
     }
 
     #[test]

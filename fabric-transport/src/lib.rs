@@ -1,15 +1,16 @@
 //! The fabric between a host agent and an I/O director.
 //!
-//! A **session** joins one host to one director. It runs over a **link** (in-process, Unix or
-//! TCP) and carries **lanes**: one flow-controlled, ordered stream of frames for each device,
+//! A **session** joins one host to one director. It runs over one to four **links** (in-process,
+//! Unix or TCP), outlives each of them, and carries **lanes**: one flow-controlled, ordered stream of frames for each device,
 //! direction and [virtual lane](frame::VirtualLane). No frame is ever dropped inside: a sender
 //! that has no credit waits, and only its own device waits with it.
 //!
 //! - [`frame`] and [`control`]: the bytes, as docs/fabric-protocol.md writes them down. Core.
 //! - [`session`]: who may send what, when. Core: no socket, no clock, no thread.
 //! - [`link`]: moves whole frames; knows only their length.
-//! - [`endpoint`]: one session on one link with its scheduler and its thread.
+//! - [`endpoint`]: one end of a session with its links, its scheduler and its thread.
 //! - [`uplink`] and [`acceptor`]: keep sessions up, from the host's and the director's side.
+//! - [`standby`]: two directors for one host.
 //!
 //! Read first: InfiniBand Architecture Specification volume 1 section 7.9 (link flow control),
 //! from which blocks, FCTBS and FCCL are taken.
@@ -22,6 +23,7 @@ pub mod endpoint;
 pub mod frame;
 pub mod link;
 pub mod session;
+pub mod standby;
 pub mod uplink;
 
 pub use endpoint::{Directory, EndpointConfig, LaneClient, LaneSet, Receipt, SendRefused};

@@ -1,23 +1,31 @@
-//! A host's standing connection to its director: connects, attaches the devices, and does so again
-//! whenever the session ends.
+//! A host's standing connection to its director: makes the links, attaches the devices, and does so
+//! again whenever a link or the session ends.
 //!
 //! ```text
-//! Connecting --link made--> Greeting --WELCOME--> Active --session ends--> Waiting --timer--> Connecting
+//! each link:  Connecting ──made──> Greeting ──WELCOME──> in its session ──lost──> Waiting ──timer──┐
+//!                 ^                                                                                │
+//!                 └────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The addresses are tried in turn. Zero reachable directors is a valid state: the devices are
-//! there, their lanes are down.
+//! A thread makes one link and makes it anew when it is lost. The first that is welcomed begins the
+//! session, the others join it; a director that welcomes with another epoch, or another process,
+//! has forgotten the session, which then ends and begins anew. Zero reachable directors is a valid
+//! state: the devices are there, their lanes are down.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use qos::LinkBudget;
 
-use crate::endpoint::{DeviceGrant, Directory, Endpoint, EndpointConfig};
-use crate::frame::DeviceId;
-use crate::link::{Link, LinkAddress, connect};
-use crate::session::{CloseReason, Role, SessionConfig};
+use crate::endpoint::{DeviceGrant, Directory, Endpoint, EndpointConfig, NewPath};
+use crate::frame::{DeviceId, FrameHeader, VERSION_MIN};
+use crate::link::{Filled, Link, LinkAddress, SendQueue, connect};
+use crate::session::{
+    CloseReason, Established, PATHS_MAX, PathCause, ProtocolError, Role, SessionConfig,
+    SessionState, hello, welcomed,
+};
 
 /// The first pause before a lost director is tried again; it doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -29,34 +37,35 @@ const FAREWELL_MAX: Duration = Duration::from_millis(100);
 /// How long one connection attempt may take.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 
-/// Makes links to a director.
+/// Makes one link of the session.
 pub trait Connector: Send + Sync + 'static {
-    /// One attempt; called again after a failure or the end of the session.
+    /// One attempt; called again after a failure or the end of the link.
     ///
     /// # Errors
-    /// The director cannot be reached now.
-    fn connect(&self, attempt: usize) -> io::Result<Link>;
+    /// The director cannot be reached this way now.
+    fn connect(&self) -> io::Result<Link>;
 
     /// What is connected to, for logs.
     fn target(&self) -> String;
 }
 
-/// A director that listens on the network: its addresses are tried in turn.
-#[derive(Debug, Clone)]
-pub struct Addresses(pub Vec<LinkAddress>);
-
-impl Connector for Addresses {
-    fn connect(&self, attempt: usize) -> io::Result<Link> {
-        let address = self.0.get(attempt % self.0.len().max(1)).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, "no director address is configured")
-        })?;
-        connect(address, CONNECT_MAX)
+impl Connector for LinkAddress {
+    fn connect(&self) -> io::Result<Link> {
+        connect(self, CONNECT_MAX)
     }
 
     fn target(&self) -> String {
-        let texts: Vec<_> = self.0.iter().map(ToString::to_string).collect();
-        texts.join(", ")
+        self.to_string()
     }
+}
+
+/// A connector for each address, in the order of their priority.
+#[must_use]
+pub fn connectors(addresses: &[LinkAddress]) -> Vec<Box<dyn Connector>> {
+    addresses
+        .iter()
+        .map(|address| Box::new(address.clone()) as Box<dyn Connector>)
+        .collect()
 }
 
 /// What an uplink is.
@@ -79,25 +88,33 @@ pub struct UplinkDevice {
     pub grant: DeviceGrant,
 }
 
+/// What the threads of an uplink share.
 #[derive(Default)]
 struct State {
     stopped: bool,
-    /// The thread has ended.
-    finished: bool,
+    /// Threads that have not ended.
+    running: usize,
     devices: Vec<UplinkDevice>,
+    /// The session, until it has ended.
     endpoint: Option<Arc<Endpoint>>,
-    active: bool,
+    /// Its number: what ended is never joined again.
+    session: u16,
+    /// Numbers of the links that are in the session, by priority.
+    paths: [Option<u16>; PATHS_MAX],
+    /// A thread greets, and no session is there: the others wait whether it begins one.
+    greeting: bool,
     /// Devices that the director refused, with its reason.
     refused: Vec<(DeviceId, String)>,
-    /// The last failure that was logged: an outage is reported once.
-    reported: bool,
+    /// Links whose failure was logged: an outage is reported once.
+    reported: [bool; PATHS_MAX],
 }
 
 struct Shared {
     config: UplinkConfig,
-    connector: Box<dyn Connector>,
     state: Mutex<State>,
     changed: Condvar,
+    /// Called after each change.
+    watch: Box<dyn Fn() + Send + Sync>,
 }
 
 /// A running uplink; it ends when dropped.
@@ -108,35 +125,53 @@ pub struct Uplink {
 impl std::fmt::Debug for Uplink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Uplink")
-            .field("target", &self.shared.connector.target())
+            .field("host", &self.shared.config.session.name)
             .finish_non_exhaustive()
     }
 }
 
 impl Uplink {
-    /// Starts connecting, in a thread of its own.
+    /// Starts connecting, in a thread for each of `connectors`; their order is the priority of
+    /// their links.
     ///
     /// # Errors
-    /// The kernel has no threads left.
+    /// There are more than [`PATHS_MAX`] connectors, or the kernel has no threads left.
     pub fn start(
         config: UplinkConfig,
-        connector: Box<dyn Connector>,
+        connectors: Vec<Box<dyn Connector>>,
         devices: Vec<UplinkDevice>,
     ) -> io::Result<Self> {
+        Self::start_watched(config, connectors, devices, Box::new(|| {}))
+    }
+
+    /// The same; `watch` is called after links and the session came and went.
+    pub(crate) fn start_watched(
+        config: UplinkConfig,
+        connectors: Vec<Box<dyn Connector>>,
+        devices: Vec<UplinkDevice>,
+        watch: Box<dyn Fn() + Send + Sync>,
+    ) -> io::Result<Self> {
+        if connectors.len() > PATHS_MAX {
+            let error = format!("a session has at most {PATHS_MAX} links");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
         let state = Mutex::new(State {
             devices,
+            running: connectors.len(),
             ..State::default()
         });
         let shared = Arc::new(Shared {
             config,
-            connector,
             state,
             changed: Condvar::new(),
+            watch,
         });
-        let worker = shared.clone();
-        std::thread::Builder::new()
-            .name("uplink".to_owned())
-            .spawn(move || run(&worker))?;
+        for (priority, connector) in connectors.into_iter().enumerate() {
+            let worker = shared.clone();
+            std::thread::Builder::new()
+                .name(format!("uplink-{priority}"))
+                .spawn(move || run(&worker, connector.as_ref(), priority))?;
+        }
         Ok(Self { shared })
     }
 
@@ -144,7 +179,7 @@ impl Uplink {
     pub fn add(&self, device: UplinkDevice) {
         let mut state = self.shared.lock();
         state.devices.push(device.clone());
-        let endpoint = state.endpoint.clone().filter(|_| state.active);
+        let endpoint = state.endpoint.clone();
         drop(state);
         if let Some(endpoint) = endpoint {
             self.shared.attach(&endpoint, device);
@@ -163,17 +198,16 @@ impl Uplink {
         }
     }
 
-    /// This end of the session that is active, if one is.
+    /// This end of the session, if there is one.
     #[must_use]
     pub fn endpoint(&self) -> Option<Arc<Endpoint>> {
-        let state = self.shared.lock();
-        state.endpoint.clone().filter(|_| state.active)
+        self.shared.lock().endpoint.clone()
     }
 
-    /// Whether a session is active.
+    /// Whether there is a session and it has a link.
     #[must_use]
     pub fn is_active(&self) -> bool {
-        self.shared.lock().active
+        self.shared.lock().is_active()
     }
 
     /// Waits until a session is active, at most `patience`. True if it is.
@@ -181,7 +215,7 @@ impl Uplink {
     pub fn wait_active(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut state = self.shared.lock();
-        while !state.active {
+        while !state.is_active() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -189,6 +223,21 @@ impl Uplink {
             state = self.shared.wait(state, left);
         }
         true
+    }
+
+    /// Asks again for the devices that were refused.
+    pub(crate) fn ask_again(&self) {
+        let state = self.shared.lock();
+        let refused = |id| state.refused.iter().any(|(known, _)| *known == id);
+        let devices = state.devices.iter();
+        let devices: Vec<_> = devices.filter(|it| refused(it.id)).cloned().collect();
+        let endpoint = state.endpoint.clone();
+        drop(state);
+        if let Some(endpoint) = endpoint {
+            for device in devices {
+                self.shared.attach(&endpoint, device);
+            }
+        }
     }
 
     /// Devices that this end or the director refused, with the reason.
@@ -204,13 +253,13 @@ impl Drop for Uplink {
         state.stopped = true;
         let endpoint = state.endpoint.clone();
         drop(state);
-        self.shared.changed.notify_all();
+        self.shared.tell();
         if let Some(endpoint) = endpoint {
             endpoint.close("host agent stops");
         }
         let deadline = Instant::now() + FAREWELL_MAX;
         let mut state = self.shared.lock();
-        while !state.finished && Instant::now() < deadline {
+        while (state.running > 0 || state.endpoint.is_some()) && Instant::now() < deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             state = self.shared.wait(state, left);
         }
@@ -222,9 +271,30 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Something has changed. Not to be called with the state locked.
+    fn tell(&self) {
+        self.changed.notify_all();
+        (self.watch)();
+    }
+
     fn wait<'a>(&self, state: MutexGuard<'a, State>, patience: Duration) -> MutexGuard<'a, State> {
         let waited = self.changed.wait_timeout(state, patience);
         waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Waits before the next attempt; the one after waits longer.
+    fn pause<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        pause: &mut Duration,
+    ) -> MutexGuard<'a, State> {
+        let deadline = Instant::now() + *pause;
+        *pause = (2 * *pause).min(RETRY_MAX);
+        while !state.stopped && Instant::now() < deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            state = self.wait(state, left);
+        }
+        state
     }
 
     fn attach(&self, endpoint: &Endpoint, device: UplinkDevice) {
@@ -234,98 +304,227 @@ impl Shared {
     }
 
     fn refuse(&self, id: DeviceId, reason: String) {
-        tracing::error!(device = %id, reason, "device was refused");
         let mut state = self.lock();
+        // Once for each reason, however often a standby is asked.
+        if !state.refused.contains(&(id, reason.clone())) {
+            tracing::error!(device = %id, reason, "device was refused");
+        }
         state.refused.retain(|(refused, _)| *refused != id);
         state.refused.push((id, reason));
         drop(state);
-        self.changed.notify_all();
+        self.tell();
     }
 }
 
-fn run(shared: &Arc<Shared>) {
-    let mut attempt = 0;
+impl State {
+    fn is_active(&self) -> bool {
+        let endpoint = self.endpoint.as_ref();
+        endpoint.is_some_and(|endpoint| endpoint.state() == SessionState::Active)
+    }
+
+    /// Whether the thread of `priority` should make its link now.
+    fn wants_link(&self, priority: usize) -> bool {
+        let there = self.paths.get(priority).is_some_and(Option::is_some);
+        match &self.endpoint {
+            None => !self.greeting,
+            // A session of version 1 has one link.
+            Some(endpoint) => !there && endpoint.established().version > VERSION_MIN,
+        }
+    }
+}
+
+/// Makes one link, and makes it anew, until the uplink stops.
+fn run(shared: &Arc<Shared>, connector: &dyn Connector, priority: usize) {
     let mut pause = RETRY_MIN;
-    while !shared.lock().stopped {
-        match session(shared, attempt) {
-            // A session that came up starts the patience anew.
-            Ok(true) => pause = RETRY_MIN,
-            Ok(false) => pause = (2 * pause).min(RETRY_MAX),
-            Err(error) => {
-                let mut state = shared.lock();
-                if !std::mem::replace(&mut state.reported, true) {
-                    let target = shared.connector.target();
-                    tracing::warn!(target, %error, "director cannot be reached, trying on");
+    // No link is made again at once: a director that turns sessions away must not be flooded.
+    let mut was_made = false;
+    let mut state = shared.lock();
+    while !state.stopped {
+        if !state.wants_link(priority) {
+            state = shared.wait(state, RETRY_MAX);
+            continue;
+        }
+        if std::mem::take(&mut was_made) {
+            pause = RETRY_MIN;
+            state = shared.pause(state, &mut pause);
+            continue;
+        }
+        let begins = state.endpoint.is_none();
+        state.greeting |= begins;
+        let session = state.session;
+        drop(state);
+        let made = connector
+            .connect()
+            .and_then(|link| greet(&shared.config.session, link, session, priority));
+        let joined = made.and_then(|made| join(shared, made, session, priority));
+        if begins {
+            shared.lock().greeting = false;
+        }
+        shared.tell();
+        state = shared.lock();
+        was_made = joined.is_ok();
+        if let Err(error) = joined {
+            if let Some(reported) = state.reported.get_mut(priority)
+                && !std::mem::replace(reported, true)
+            {
+                let target = connector.target();
+                tracing::warn!(target, %error, "director cannot be reached, trying on");
+            }
+            state = shared.pause(state, &mut pause);
+        }
+    }
+    state.running -= 1;
+    drop(state);
+    shared.tell();
+}
+
+/// A link that was welcomed.
+struct Made {
+    link: Link,
+    established: Established,
+    path: u16,
+}
+
+/// Sends HELLO and waits for the answer.
+fn greet(
+    config: &SessionConfig,
+    mut link: Link,
+    session: u16,
+    priority: usize,
+) -> io::Result<Made> {
+    let deadline = Instant::now() + config.greeting_max;
+    let mut queue = SendQueue::default();
+    let rank = u8::try_from(priority).unwrap_or(u8::MAX);
+    queue.push(hello(config, session, rank, link.checksummed), false);
+    loop {
+        link.sender.send(&mut queue)?;
+        match link.receiver.fill()? {
+            Filled::Some => {}
+            Filled::End => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Filled::Blocked => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    let error = "director does not answer the greeting";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, error));
                 }
-                drop(state);
-                pause = (2 * pause).min(RETRY_MAX);
+                let mut flags = PollFlags::POLLIN;
+                if !queue.is_sent() {
+                    flags |= PollFlags::POLLOUT;
+                }
+                let mut fds = [PollFd::new(link.receiver.poll_fd(), flags)];
+                let millis = left.as_millis().saturating_add(1);
+                let timeout = PollTimeout::from(u16::try_from(millis).unwrap_or(u16::MAX));
+                match poll(&mut fds, timeout) {
+                    Ok(_) | Err(nix::Error::EINTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                continue;
             }
         }
-        attempt += 1;
-        let deadline = Instant::now() + pause;
-        let mut state = shared.lock();
-        while !state.stopped && Instant::now() < deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
-            state = shared.wait(state, left);
-        }
+        let answer = {
+            let frames = link.receiver.frames().map_err(io::Error::other)?;
+            let Some(frame) = frames.first() else {
+                continue;
+            };
+            FrameHeader::parse(frame, link.checksummed)
+                .map_err(ProtocolError::from)
+                .and_then(|(header, payload)| welcomed(config, &header, payload))
+        };
+        let (established, path) = answer.map_err(io::Error::other)?;
+        return Ok(Made {
+            link,
+            established,
+            path,
+        });
     }
-    shared.lock().finished = true;
-    shared.changed.notify_all();
 }
 
-/// One session from connecting to its end. True if it became active.
-fn session(shared: &Arc<Shared>, attempt: usize) -> io::Result<bool> {
-    let link = shared.connector.connect(attempt)?;
-    let config = EndpointConfig {
-        role: Role::Host,
-        session: shared.config.session.clone(),
-        budget: shared.config.budget.clone(),
+/// Brings a link into the session that it was welcomed in, which may begin with it.
+fn join(shared: &Arc<Shared>, made: Made, session: u16, priority: usize) -> io::Result<()> {
+    let Made {
+        link,
+        established,
+        path,
+    } = made;
+    let new_path = NewPath {
+        link,
+        path,
+        priority: u8::try_from(priority).unwrap_or(u8::MAX),
+        handled: 1,
+        first: None,
     };
-    let directory = Arc::new(HostDirectory(shared.clone()));
-    let (endpoint, thread) = Endpoint::start(config, link, directory, "fabric-host")?;
     let mut state = shared.lock();
-    if state.stopped {
-        endpoint.close("host agent stops");
+    if state.stopped || state.session != session {
+        return Err(io::Error::other("the session ended meanwhile"));
     }
-    state.endpoint = Some(endpoint);
-    drop(state);
-    // A panic there was reported by the thread itself.
-    drop(thread.join());
-    let mut state = shared.lock();
-    state.endpoint = None;
-    Ok(std::mem::take(&mut state.active))
+    let forgotten = state.endpoint.clone();
+    if let Some(forgotten) = forgotten.filter(|it| it.established() != established) {
+        if forgotten.state() == SessionState::Active {
+            let error = "the address is another director's than that of the session";
+            return Err(io::Error::other(error));
+        }
+        drop(state);
+        forgotten.close("the director began a new session");
+        state = shared.lock();
+        while state.endpoint.is_some() && !state.stopped {
+            state = shared.wait(state, RETRY_MAX);
+        }
+        // The number is the new session's: the director knows it by that.
+        state.session = session;
+    }
+    if let Some(endpoint) = &state.endpoint {
+        endpoint.add_path(new_path);
+    } else {
+        let config = EndpointConfig {
+            role: Role::Host,
+            session: shared.config.session.clone(),
+            budget: shared.config.budget.clone(),
+        };
+        let (director, epoch) = (established.peer.clone(), established.epoch);
+        let directory = Arc::new(HostDirectory(shared.clone()));
+        let (endpoint, _detached) =
+            Endpoint::start(config, established, new_path, directory, "fabric-host")?;
+        tracing::info!(director, epoch, "session became active");
+        state.refused.clear();
+        state.endpoint = Some(endpoint);
+    }
+    if let Some(slot) = state.paths.get_mut(priority) {
+        *slot = Some(path);
+    }
+    state.reported = [false; PATHS_MAX];
+    Ok(())
 }
 
 struct HostDirectory(Arc<Shared>);
 
 impl Directory for HostDirectory {
-    fn greeted(&self, _: &Arc<Endpoint>, _: &str, _: u64) -> Result<u16, String> {
-        Err("this is a host agent, not a director".to_owned())
-    }
-
-    fn active(&self, endpoint: &Arc<Endpoint>, _director: &str) {
-        let mut state = self.0.lock();
-        state.active = true;
-        state.endpoint = Some(endpoint.clone());
-        state.reported = false;
-        state.refused.clear();
-        let devices = state.devices.clone();
-        drop(state);
-        self.0.changed.notify_all();
+    fn active(&self, endpoint: &Arc<Endpoint>) {
+        let devices = self.0.lock().devices.clone();
+        self.0.tell();
         for device in devices {
             self.0.attach(endpoint, device);
         }
-    }
-
-    fn attach(&self, _: &str, _: DeviceId, _: u32) -> Result<DeviceGrant, String> {
-        Err("this is a host agent, not a director".to_owned())
     }
 
     fn refused(&self, device: DeviceId, reason: &str) {
         self.0.refuse(device, reason.to_owned());
     }
 
+    fn path_lost(&self, _: &Arc<Endpoint>, path: u16, _: &PathCause) {
+        let mut state = self.0.lock();
+        for slot in &mut state.paths {
+            slot.take_if(|known| *known == path);
+        }
+        drop(state);
+        self.0.tell();
+    }
+
     fn closed(&self, _: &Arc<Endpoint>, _: &CloseReason) {
-        self.0.changed.notify_all();
+        let mut state = self.0.lock();
+        state.endpoint = None;
+        state.paths = [None; PATHS_MAX];
+        state.session = state.session.wrapping_add(1);
+        drop(state);
+        self.0.tell();
     }
 }

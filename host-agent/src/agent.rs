@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use fabric_config::{HostConfig, LabConfig, VhbaConfig, VnicConfig};
 use fabric_payload::ethernet::Offloads;
 use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
-use fabric_transport::uplink::{Addresses, Connector, Uplink, UplinkConfig, UplinkDevice};
+use fabric_transport::uplink::{Connector, Uplink, UplinkConfig, UplinkDevice, connectors};
 use fabric_transport::{DeviceId, LaneClient};
 use io_director::Director;
 use qos_monitor::{Hop, LinkHop};
@@ -72,7 +72,7 @@ impl HostAgent {
             }
         }
         prepare_run_dir(&host.run_dir)?;
-        let (connector, director) = connector(lab, host)?;
+        let (connectors, director) = host_connectors(lab, host)?;
         let mut sessions = Vec::with_capacity(devices.len());
         let mut attached = Vec::with_capacity(devices.len());
         for device in devices {
@@ -90,7 +90,7 @@ impl HostAgent {
             budget: host.budget.clone(),
         };
         let uplink =
-            Uplink::start(config, connector, attached).context("uplink cannot be started")?;
+            Uplink::start(config, connectors, attached).context("uplink cannot be started")?;
         let uplink = Arc::new(uplink);
         let watched = Arc::downgrade(&uplink);
         let present = move || watched.upgrade()?.endpoint();
@@ -200,19 +200,19 @@ fn vhba_device(config: &VhbaConfig, vm: &VmGrant) -> Result<Device> {
     })
 }
 
-fn connector(lab: &LabConfig, host: &HostConfig) -> Result<(Box<dyn Connector>, Option<Director>)> {
+/// How the host reaches its director, which may be in this process.
+type Connectors = Vec<Box<dyn Connector>>;
+
+fn host_connectors(lab: &LabConfig, host: &HostConfig) -> Result<(Connectors, Option<Director>)> {
     match &host.uplink {
-        fabric_config::Uplink::Director(addresses) => {
-            Ok((Box::new(Addresses(addresses.clone())), None))
-        }
+        fabric_config::Uplink::Director(addresses) => Ok((connectors(addresses), None)),
         fabric_config::Uplink::Embedded => {
             let director = Director::start(lab).context("embedded director cannot be started")?;
             let embedded = EmbeddedDirector {
                 host: host.name.clone(),
-                config: director.endpoint_config(),
-                directory: director.directory(),
+                receive: director.link_receiver(),
             };
-            Ok((Box::new(embedded), Some(director)))
+            Ok((vec![Box::new(embedded)], Some(director)))
         }
     }
 }

@@ -3,22 +3,21 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::Duration;
 
 use fabric_config::{HostConfig, LabConfig, PortName};
-use fabric_transport::acceptor::Acceptor;
+use fabric_transport::acceptor::{Acceptor, Admission};
 use fabric_transport::control::Windows;
-use fabric_transport::endpoint::{DeviceGrant, Endpoint, VmGrant, session_config};
-use fabric_transport::link::LinkAddress;
-use fabric_transport::session::{CloseReason, Role};
-use fabric_transport::{DeviceId, Directory, EndpointConfig, LaneClient};
+use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
+use fabric_transport::link::{Link, LinkAddress};
+use fabric_transport::{DeviceId, Directory, LaneClient};
 use qos::{AdmissionError, DeviceRate, LinkBudget};
 use qos_monitor::{Hop, LinkHop};
 
 use crate::counters::Snapshot;
 use crate::ethernet::{self, EthernetPort, TapError};
-use crate::san::{self, Lun, SanPort, Vhba, VhbaError};
+use crate::san::{self, ClientError, Lun, SanPort, Vhba, VhbaError};
 
 /// Why a director cannot start; everything that was opened is closed again.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +49,9 @@ pub enum DirectorError {
         #[source]
         source: VhbaError,
     },
+    /// The sessions of hosts.
+    #[error("director cannot serve hosts")]
+    Sessions(#[source] io::Error),
     /// An address.
     #[error("director cannot listen on {address}; stop what uses it or correct listen")]
     Listen {
@@ -67,33 +69,21 @@ pub enum DirectorError {
 #[derive(Debug)]
 pub struct Director {
     // Fields are dropped in this order.
-    acceptors: Vec<Acceptor>,
+    acceptor: Acceptor,
     books: Arc<Books>,
     listen: Vec<LinkAddress>,
-    endpoint: EndpointConfig,
+    addresses: Vec<LinkAddress>,
 }
 
-/// What sessions ask for: fixed at the start, but for the sessions themselves.
+/// What sessions ask for, fixed at the start.
 #[derive(Debug)]
 struct Books {
-    hosts: HashMap<String, Host>,
+    downlinks: HashMap<String, LinkBudget>,
     devices: HashMap<DeviceId, Device>,
     ethernet_ports: BTreeMap<PortName, EthernetPort>,
     vhbas: BTreeMap<DeviceId, Vhba>,
     /// Their threads end after the vHBAs that wait for them.
     san_ports: BTreeMap<PortName, SanPort>,
-}
-
-#[derive(Debug)]
-struct Host {
-    downlink: LinkBudget,
-    session: Mutex<HostSession>,
-}
-
-#[derive(Debug, Default)]
-struct HostSession {
-    endpoint: Option<Arc<Endpoint>>,
-    epoch: u16,
 }
 
 #[derive(Debug)]
@@ -114,16 +104,18 @@ enum DeviceKind {
 
 impl Director {
     /// Opens files, then TAP interfaces. Hosts are served through [`Self::listen`] or
-    /// [`Self::directory`].
+    /// [`Self::link_receiver`].
     ///
     /// # Errors
     /// [`DirectorError`]; what was opened is closed again.
     pub fn start(config: &LabConfig) -> Result<Self, DirectorError> {
         let mut luns = BTreeMap::new();
         for lun in &config.luns {
-            let open = Lun::open(lun).map_err(|source| DirectorError::Lun {
-                name: lun.name.clone(),
-                source,
+            let open = Lun::open(lun, config.director.shared_luns).map_err(|source| {
+                DirectorError::Lun {
+                    name: lun.name.clone(),
+                    source,
+                }
             })?;
             luns.insert(lun.name.clone(), Arc::new(open));
         }
@@ -151,12 +143,10 @@ impl Director {
             tracing::info!(port = %port.port, tap = port.tap, mtu = port.mtu, "ethernet port opened");
             ethernet_ports.insert(port.port, started);
         }
-        let hosts = config.hosts.iter().map(|host| {
-            let (downlink, session) = (host.downlink.clone(), Mutex::default());
-            (host.name.clone(), Host { downlink, session })
-        });
+        let hosts = config.hosts.iter();
+        let downlinks = hosts.map(|host| (host.name.clone(), host.downlink.clone()));
         let books = Books {
-            hosts: hosts.collect(),
+            downlinks: downlinks.collect(),
             devices: devices(config).collect(),
             ethernet_ports,
             vhbas,
@@ -169,17 +159,19 @@ impl Director {
             ethernet_ports = books.ethernet_ports.len(),
             "director started"
         );
-        let endpoint = EndpointConfig {
-            role: Role::Director,
-            session: session_config(&config.director.name),
-            // Until the host has said who it is; nothing can be attached before.
-            budget: LinkBudget::new("unknown host downlink", qos::BitRate::ZERO),
-        };
+        let books = Arc::new(books);
+        let mut session = session_config(&config.director.name);
+        if config.director.shared_luns {
+            // The other director gets the LUNs of a host that is gone after this.
+            session.resume_max = Duration::from_secs(1);
+        }
+        let acceptor = Acceptor::start(session, books.clone(), books.clone())
+            .map_err(DirectorError::Sessions)?;
         Ok(Self {
-            acceptors: Vec::new(),
-            books: Arc::new(books),
+            acceptor,
+            books,
             listen: config.director.listen.clone(),
-            endpoint,
+            addresses: Vec::new(),
         })
     }
 
@@ -191,44 +183,40 @@ impl Director {
         Self::start(config).map(drop)
     }
 
-    /// Who answers the sessions of hosts: for an endpoint with an in-process link.
+    /// Takes the links of a host in the same process.
     #[must_use]
-    pub fn directory(&self) -> Arc<dyn Directory> {
-        self.books.clone()
+    pub fn link_receiver(&self) -> Box<dyn Fn(Link) + Send + Sync> {
+        self.acceptor.receiver()
     }
 
-    /// What an endpoint of this director is; the budget is set when the host has greeted.
-    #[must_use]
-    pub fn endpoint_config(&self) -> EndpointConfig {
-        self.endpoint.clone()
+    /// Who answers for the devices, for sessions without a handshake.
+    #[cfg(test)]
+    pub(crate) fn books(&self) -> Arc<dyn Directory> {
+        self.books.clone()
     }
 
     /// Listens on all addresses of the configuration.
     ///
     /// # Errors
-    /// [`DirectorError::Listen`]; then none is listened on.
+    /// [`DirectorError::Listen`] for the first that is not free.
     pub fn listen(&mut self) -> Result<(), DirectorError> {
-        let mut acceptors = Vec::new();
         for address in &self.listen {
-            let endpoint = self.endpoint.clone();
-            let factory = Box::new(move || endpoint.clone());
-            let acceptor =
-                Acceptor::start(address, factory, self.directory()).map_err(|source| {
-                    DirectorError::Listen {
-                        address: address.clone(),
-                        source,
-                    }
+            let bound = self
+                .acceptor
+                .listen(address)
+                .map_err(|source| DirectorError::Listen {
+                    address: address.clone(),
+                    source,
                 })?;
-            tracing::info!(address = %acceptor.address(), "director listens");
-            acceptors.push(acceptor);
+            tracing::info!(address = %bound, "director listens");
+            self.addresses.push(bound);
         }
-        self.acceptors = acceptors;
         Ok(())
     }
 
     /// Where it listens, with the ports that the kernel chose for port 0.
     pub fn addresses(&self) -> impl Iterator<Item = &LinkAddress> {
-        self.acceptors.iter().map(Acceptor::address)
+        self.addresses.iter()
     }
 
     /// Gives a device other words at its port, in force at once; what waits there stays, in its
@@ -259,7 +247,7 @@ impl Director {
     /// Every scheduler of the director: the link to each host, and those of its ports.
     #[must_use]
     pub fn hops(&self) -> Vec<Arc<dyn Hop>> {
-        let mut names: Vec<_> = self.books.hosts.keys().collect();
+        let mut names: Vec<_> = self.books.downlinks.keys().collect();
         names.sort();
         let links = names.into_iter().filter_map(|name| self.link_hop(name));
         let ethernet_ports = self.books.ethernet_ports.values();
@@ -274,9 +262,8 @@ impl Director {
         let devices = self.books.devices.iter();
         let devices = devices.filter(|(_, device)| device.host == host);
         let devices = devices.map(|(id, device)| (*id, device.name.clone()));
-        let hop = self.books.hosts.get(host)?.downlink.hop();
-        let (books, host) = (Arc::downgrade(&self.books), host.to_owned());
-        let present = move || books.upgrade()?.hosts.get(&host)?.lock().endpoint.clone();
+        let hop = self.books.downlinks.get(host)?.hop();
+        let present = self.acceptor.endpoint_of(host);
         Some(Arc::new(LinkHop::new(hop, devices.collect(), present)))
     }
 
@@ -291,18 +278,6 @@ impl Director {
         ports
             .chain(self.books.vhbas.values().map(Vhba::snapshot))
             .collect()
-    }
-}
-
-impl Drop for Director {
-    fn drop(&mut self) {
-        self.acceptors.clear();
-        // Sessions of an embedded director have no acceptor that would close them.
-        for host in self.books.hosts.values() {
-            if let Some(endpoint) = host.lock().endpoint.take() {
-                endpoint.close("director stops");
-            }
-        }
     }
 }
 
@@ -359,29 +334,6 @@ fn devices(config: &LabConfig) -> impl Iterator<Item = (DeviceId, Device)> {
     })
 }
 
-/// Whether `epoch` came after `other` (serial numbers, RFC 1982: within half of the circle).
-pub(crate) fn epoch_is_later(epoch: u16, other: u16) -> bool {
-    (1..0x8000).contains(&epoch.wrapping_sub(other))
-}
-
-/// The epoch of the session after one with `last`.
-///
-/// Epochs are serial numbers: they go around, and order is that of [`epoch_is_later`]. Inside of a
-/// process each is later than the one before. Nothing is kept over a restart; instead an epoch is
-/// at least the seconds of the clock modulo 2^16, so the first one after a restart is later than
-/// all before unless a host began more than one session each second, the clock was set back, or
-/// the director was away for more than nine hours. Then nothing of the old sessions is left: each
-/// had a link of its own, which died with the process, and the instance number of WELCOME differs.
-fn next_epoch(last: u16, unix_seconds: u64) -> u16 {
-    // 0 is no epoch: it stands in frames before WELCOME.
-    let next = last.wrapping_add(1).max(1);
-    let [.., high, low] = unix_seconds.to_be_bytes();
-    let clock = u16::from_be_bytes([high, low]).max(1);
-    // Later than `next` alone could be half of the circle away from `last`, which is not later.
-    let ahead = epoch_is_later(clock, next) && epoch_is_later(clock, last);
-    if last == 0 || ahead { clock } else { next }
-}
-
 /// What the operator reads when a port cannot carry a device.
 fn refusal(error: &AdmissionError) -> String {
     let next_step = match error {
@@ -394,44 +346,14 @@ fn refusal(error: &AdmissionError) -> String {
     format!("{}; {next_step}", error.with_source())
 }
 
-impl Host {
-    fn lock(&self) -> MutexGuard<'_, HostSession> {
-        // Whole between any two statements: going on is safe.
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+impl Admission for Books {
+    fn admit(&self, host: &str) -> Result<LinkBudget, String> {
+        let downlink = self.downlinks.get(host).cloned();
+        downlink.ok_or_else(|| format!("host {host:?} is unknown; add a [[host]] to the lab file"))
     }
 }
 
 impl Directory for Books {
-    fn greeted(&self, endpoint: &Arc<Endpoint>, host: &str, instance: u64) -> Result<u16, String> {
-        let Some(known) = self.hosts.get(host) else {
-            return Err(format!(
-                "host {host:?} is unknown; add a [[host]] to the lab file"
-            ));
-        };
-        endpoint.set_budget(known.downlink.clone());
-        let unix = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let mut session = known.lock();
-        session.epoch = next_epoch(session.epoch, unix.as_secs());
-        let epoch = session.epoch;
-        let older = session.endpoint.replace(endpoint.clone());
-        drop(session);
-        if let Some(older) = older {
-            tracing::warn!(
-                host,
-                instance,
-                "session replaced by a newer one of the same host"
-            );
-            older.close("replaced by a newer session of this host");
-        }
-        Ok(epoch)
-    }
-
-    fn active(&self, _endpoint: &Arc<Endpoint>, _director: &str) {
-        // The host's side of a session; a director has none.
-    }
-
     fn attach(&self, host: &str, device: DeviceId, generation: u32) -> Result<DeviceGrant, String> {
         // One answer for a device that is not there and one that is another host's: a host learns
         // nothing about others.
@@ -456,7 +378,10 @@ impl Directory for Books {
             }
             DeviceKind::Vhba => {
                 let client = self.vhbas.get(&device).map(Vhba::client).transpose();
-                let client = client.map_err(|error| refusal(&error))?;
+                let client = client.map_err(|error| match error {
+                    ClientError::Admission(error) => refusal(&error),
+                    ClientError::File(error) => error.to_string(),
+                })?;
                 client.map(|client| (san::WINDOWS, client))
             }
         };
@@ -467,23 +392,6 @@ impl Directory for Books {
             windows,
             client,
         })
-    }
-
-    fn refused(&self, _device: DeviceId, _reason: &str) {
-        // The host's side of a session; a director has none.
-    }
-
-    fn closed(&self, endpoint: &Arc<Endpoint>, _reason: &CloseReason) {
-        for host in self.hosts.values() {
-            let mut session = host.lock();
-            if session
-                .endpoint
-                .as_ref()
-                .is_some_and(|known| Arc::ptr_eq(known, endpoint))
-            {
-                session.endpoint = None;
-            }
-        }
     }
 }
 

@@ -31,3 +31,6 @@ mod port_scheduler;
 pub mod san;
 
 pub use director::{Director, DirectorError};
+
+#[cfg(test)]
+mod testing;

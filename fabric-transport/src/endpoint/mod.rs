@@ -1,32 +1,30 @@
-//! One end of a session on one link: the session, the scheduler of everything this end sends, and
-//! the thread that reads.
+//! One end of a session: the session, the scheduler of everything this end sends, its links, and the
+//! thread that reads them.
 //!
 //! ```text
-//! any thread:   LaneSet::try_send ─> scheduler ─┐
-//!                                               ├─> run_link ─> LinkSender   (whoever finds it free)
-//! link thread:  acks, credits, timers ──────────┘
-//! link thread:  LinkReceiver ─> Session::handle_frame ─> LaneClient::receive
+//! any thread:     LaneSet::try_send ─> scheduler ─┐
+//!                                                 ├─> run_link ─> LinkSender (whoever finds it free)
+//! session thread: acks, credits, timers ──────────┘
+//! session thread: LinkReceiver ─> Session::handle_frame ─> LaneClient::receive
 //! ```
 //!
-//! A sender that finds the link busy leaves its frames to whoever writes, as a Linux qdisc does.
-//! Two locks: `core` (session and scheduler, never held across a system call or a client's code)
-//! and `writer` (the link's sending half, only ever tried). A client may therefore call any method
-//! of any [`LaneSet`] from its callbacks.
+//! A sender that finds the links busy leaves its frames to whoever writes, as a Linux qdisc does.
+//! Two locks: `writer` (the links' sending halves; data threads only ever try it) and, inside of it,
+//! `core` (session and scheduler, never held across a system call or a client's code). A client may
+//! therefore call any method of any [`LaneSet`] from its callbacks.
 
-mod link_thread;
 mod reassembly;
+mod session_thread;
 mod transmit;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use nix::time::clock_gettime;
@@ -38,8 +36,12 @@ use qos::{
 use crate::control::Windows;
 use crate::frame::{self, DeviceId, FrameBuffer, PAYLOAD_BYTES_MAX, VirtualLane};
 use crate::link::{Link, ring};
-use crate::session::{CloseReason, Role, SendBlocked, Session, SessionConfig, SessionState};
+use crate::session::{
+    CloseReason, Established, PathCause, PathChange, PathStatus, Role, SendBlocked, Session,
+    SessionConfig, SessionState, SwitchoverRefused,
+};
 pub use reassembly::piece_bytes;
+use session_thread::SessionThread;
 use transmit::Writer;
 
 /// Bytes that wait in one device's queue at which [`LaneSet::try_send`] refuses more, at most.
@@ -82,12 +84,43 @@ pub struct EndpointConfig {
     pub role: Role,
     /// Names and times.
     pub session: SessionConfig,
-    /// Rate of this direction of the link, and how much of it may be reserved. A director may
-    /// learn it only when the host has greeted: see [`Endpoint::set_budget`].
+    /// Rate of this direction of the link, and how much of it may be reserved.
     pub budget: LinkBudget,
 }
 
-/// DATA bytes that may be underway: 5 ms of the link's rate, 256 KiB to 4 MiB.
+/// A link that was welcomed, on its way into its session.
+#[derive(Debug)]
+pub struct NewPath {
+    /// The link.
+    pub link: Link,
+    /// Its number in the session, which the director gave it.
+    pub path: u16,
+    /// Its rank among the session's links; the lowest that is up carries the frames.
+    pub priority: u8,
+    /// Frames of the receiver's last fill that the handshake has dealt with.
+    pub handled: usize,
+    /// A director's WELCOME, which goes out first.
+    pub first: Option<FrameBuffer>,
+}
+
+impl NewPath {
+    /// The only link of a session, without a handshake before.
+    #[must_use]
+    pub fn only(link: Link) -> Self {
+        Self {
+            link,
+            path: 1,
+            priority: 0,
+            handled: 0,
+            first: None,
+        }
+    }
+}
+
+/// Changes of path that an endpoint remembers.
+const PATH_CHANGES_MAX: usize = 64;
+
+/// DATA bytes that may be underway on one link: 5 ms of the session's rate, 256 KiB to 4 MiB.
 ///
 /// What is underway stands in a FIFO behind the scheduler, so it bounds how late a guarantee
 /// may be; below the peer's reaction time it would idle the link.
@@ -109,7 +142,7 @@ pub enum Receipt {
 
 /// The owner of a device at this end: a back end, or an I/O module.
 ///
-/// Called on the link's thread, except [`Self::writable`]. No method may wait: every device of the
+/// Called on the session's thread, except [`Self::writable`]. No method may wait: every device of the
 /// session waits with it.
 pub trait LaneClient: Send + Sync {
     /// The device is attached: `lanes` may be used until [`Self::down`] names the same epoch.
@@ -163,28 +196,33 @@ impl std::fmt::Debug for DeviceGrant {
     }
 }
 
-/// Who knows the devices of this end. Called on the link's thread; no method may wait.
+/// Who knows the devices of this end. Called on the session's thread; no method may wait. A host
+/// has no use for the director's methods, and the other way round.
 pub trait Directory: Send + Sync + 'static {
-    /// Director: a host greets; returns the session's epoch.
-    ///
-    /// # Errors
-    /// Why the host is not let in; it is told.
-    fn greeted(&self, endpoint: &Arc<Endpoint>, host: &str, instance: u64) -> Result<u16, String>;
-
-    /// Host: the session is active; the place to [`Endpoint::attach`] devices.
-    fn active(&self, endpoint: &Arc<Endpoint>, director: &str);
+    /// Host: the session has begun; the place to [`Endpoint::attach`] devices.
+    fn active(&self, _endpoint: &Arc<Endpoint>) {}
 
     /// Director: `host` asks for a device.
     ///
     /// # Errors
     /// Why it is not served; the host is told.
-    fn attach(&self, host: &str, device: DeviceId, generation: u32) -> Result<DeviceGrant, String>;
+    fn attach(
+        &self,
+        _host: &str,
+        _device: DeviceId,
+        _generation: u32,
+    ) -> Result<DeviceGrant, String> {
+        Err("this end is a host agent, not a director".to_owned())
+    }
 
     /// Host: the director does not serve a device.
-    fn refused(&self, device: DeviceId, reason: &str);
+    fn refused(&self, _device: DeviceId, _reason: &str) {}
+
+    /// A link was given up; it is closed already.
+    fn path_lost(&self, _endpoint: &Arc<Endpoint>, _path: u16, _cause: &PathCause) {}
 
     /// The session is over; every client was told [`LaneClient::down`] before.
-    fn closed(&self, endpoint: &Arc<Endpoint>, reason: &CloseReason);
+    fn closed(&self, _endpoint: &Arc<Endpoint>, _reason: &CloseReason) {}
 }
 
 /// Why frames were not taken; they stay with the caller.
@@ -242,10 +280,11 @@ struct Core {
     scheduler: Scheduler<QueuedFrame>,
     devices: HashMap<DeviceId, Device>,
     profiles: Profiles,
-    peer_name: String,
     unacknowledged_bytes_max: usize,
     /// When the timer rings, or rang last.
     timer_at: MonotonicTime,
+    /// The newest last.
+    path_changes: VecDeque<PathChange>,
 }
 
 /// One end of a session.
@@ -256,17 +295,17 @@ pub struct Endpoint {
     more: AtomicBool,
     /// Rings when the head of the scheduler becomes eligible.
     timer: TimerFd,
-    /// Wakes the link thread for a close.
+    /// Wakes the session thread for a close or a new link.
     wake: EventFd,
-    checksummed: bool,
-    /// The link's far end, for logs.
-    pub(crate) link_peer: String,
+    new_paths: Mutex<Vec<NewPath>>,
+    /// The peer's name.
+    peer: String,
 }
 
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Endpoint")
-            .field("link_peer", &self.link_peer)
+            .field("peer", &self.peer)
             .finish_non_exhaustive()
     }
 }
@@ -279,71 +318,102 @@ pub fn now() -> MonotonicTime {
     MonotonicTime::ZERO.saturating_add(time.unwrap_or_default())
 }
 
-/// Names and times of a session as this code's programs use them: a PING every 250 ms, a peer
-/// given up after 2 s of silence (the scheduling noise of a loaded machine reaches 40 ms, a machine
-/// that emulates its guests some hundred), 5 s for the greeting, a random instance number.
+/// Names and times of a session as this code's programs use them: a random instance number, and
+/// the times of [`SessionConfig::new`].
 #[must_use]
 pub fn session_config(name: &str) -> SessionConfig {
     use std::hash::{BuildHasher, Hasher};
-    SessionConfig {
-        name: name.to_owned(),
-        // The standard library keys each state from the system's random numbers.
-        instance: std::hash::RandomState::new().build_hasher().finish(),
-        heartbeat: Duration::from_millis(250),
-        silence_max: Duration::from_secs(2),
-        greeting_max: Duration::from_secs(5),
-    }
+    // The standard library keys each state from the system's random numbers.
+    let instance = std::hash::RandomState::new().build_hasher().finish();
+    SessionConfig::new(name, instance)
 }
 
 impl Endpoint {
-    /// Starts a session on `link`, with a thread named `thread_name` that lives as long as it.
+    /// Starts a session that host and director have agreed on, with its first link and a thread
+    /// named `thread_name` that lives as long as it.
     ///
     /// # Errors
     /// The kernel has no descriptors or threads left.
     pub fn start(
         config: EndpointConfig,
-        link: Link,
+        established: Established,
+        first: NewPath,
         directory: Arc<dyn Directory>,
         thread_name: &str,
     ) -> io::Result<(Arc<Self>, JoinHandle<()>)> {
-        let Link {
-            sender,
-            receiver,
-            checksummed,
-            peer,
-        } = link;
+        let peer = established.peer.clone();
         let core = Core {
-            session: Session::new(config.role, config.session, now()),
+            session: Session::new(config.role, config.session, established, now()),
             unacknowledged_bytes_max: unacknowledged_bytes_max(&config.budget),
             scheduler: scheduler(config.budget),
             devices: HashMap::new(),
             profiles: Profiles::default(),
-            peer_name: String::new(),
             timer_at: MonotonicTime::ZERO,
+            path_changes: VecDeque::new(),
         };
         let endpoint = Arc::new(Self {
             core: Mutex::new(core),
-            writer: Mutex::new(Writer::new(sender)),
+            writer: Mutex::default(),
             more: AtomicBool::new(false),
             timer: TimerFd::new(
                 ClockId::CLOCK_MONOTONIC,
                 TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
             )?,
             wake: EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
-            checksummed,
-            link_peer: peer,
+            new_paths: Mutex::new(vec![first]),
+            peer,
         });
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let edges = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-        epoll.add(receiver.poll_fd(), EpollEvent::new(edges, 0))?;
-        let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        epoll.add(endpoint.timer.as_fd(), EpollEvent::new(readable, 1))?;
-        epoll.add(endpoint.wake.as_fd(), EpollEvent::new(readable, 2))?;
-        let thread = link_thread::LinkThread::new(endpoint.clone(), receiver, directory, epoll);
+        let thread = SessionThread::new(endpoint.clone(), config.role, directory)?;
         let handle = std::thread::Builder::new()
             .name(thread_name.to_owned())
             .spawn(move || thread.run())?;
         Ok((endpoint, handle))
+    }
+
+    /// The peer's name.
+    #[must_use]
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// What both ends agreed on.
+    #[must_use]
+    pub fn established(&self) -> Established {
+        self.lock().session.established().clone()
+    }
+
+    /// Adds another link of the same session. One that the session does not take is closed.
+    pub fn add_path(&self, path: NewPath) {
+        let mut new_paths = self
+            .new_paths
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        new_paths.push(path);
+        drop(new_paths);
+        ring(&self.wake);
+    }
+
+    /// The session's links.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathStatus> {
+        self.lock().session.paths().collect()
+    }
+
+    /// The last 64 changes of path, the newest last.
+    #[must_use]
+    pub fn path_changes(&self) -> Vec<PathChange> {
+        self.lock().path_changes.iter().cloned().collect()
+    }
+
+    /// Has the frames of both directions go by link `path`.
+    ///
+    /// # Errors
+    /// [`SwitchoverRefused`] says why not; nothing has changed.
+    pub fn switchover(&self, path: u16) -> Result<(), SwitchoverRefused> {
+        self.lock().session.switchover(now(), path)?;
+        self.run_link();
+        ring(&self.wake);
+        Ok(())
     }
 
     /// Host: asks the director to serve `device`.
@@ -357,7 +427,7 @@ impl Endpoint {
         grant: DeviceGrant,
     ) -> Result<(), AdmissionError> {
         let mut core = self.lock();
-        if core.devices.contains_key(&device) || core.session.state() != SessionState::Active {
+        if core.devices.contains_key(&device) || core.session.state() == SessionState::Closed {
             return Ok(());
         }
         let windows = grant.windows;
@@ -394,15 +464,6 @@ impl Endpoint {
         self.lock().session.state()
     }
 
-    /// Sets the rate of this direction of the link, before any device is attached.
-    pub fn set_budget(&self, budget: LinkBudget) {
-        let mut core = self.lock();
-        if core.devices.is_empty() {
-            core.unacknowledged_bytes_max = unacknowledged_bytes_max(&budget);
-            core.scheduler = scheduler(budget);
-        }
-    }
-
     /// Changes what a device may send, without loss or reordering.
     ///
     /// # Errors
@@ -432,21 +493,6 @@ impl Endpoint {
         // A panic while the lock is held is a bug of ours; the session goes on with what is there
         // rather than taking every other device down.
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn fail_link(&self, error: &io::Error) {
-        self.lock()
-            .session
-            .handle_link_end(CloseReason::Link(error.to_string()));
-        ring(&self.wake);
-    }
-
-    /// Closes this end of the link, so that the peer sees it end.
-    fn hang_up(&self) {
-        self.writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .hang_up();
     }
 
     fn try_send(

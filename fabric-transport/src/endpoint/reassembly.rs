@@ -157,6 +157,8 @@ mod tests {
 
     fn header(more: bool) -> FrameHeader {
         FrameHeader {
+            version: 2,
+            attachment: 0,
             kind: FrameKind::Data,
             lane: Some(VirtualLane::Network),
             more,

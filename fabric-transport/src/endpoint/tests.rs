@@ -92,14 +92,7 @@ struct TestDirectory {
 }
 
 impl Directory for TestDirectory {
-    fn greeted(&self, _: &Arc<Endpoint>, host: &str, _: u64) -> Result<u16, String> {
-        if host == "host1" {
-            Ok(5)
-        } else {
-            Err(format!("no host is named {host}"))
-        }
-    }
-    fn active(&self, endpoint: &Arc<Endpoint>, _: &str) {
+    fn active(&self, endpoint: &Arc<Endpoint>) {
         for (id, grant) in &self.devices {
             endpoint.attach(*id, 0, grant.clone()).unwrap();
         }
@@ -111,24 +104,14 @@ impl Directory for TestDirectory {
             .map(|(_, grant)| grant.clone())
             .ok_or_else(|| format!("{device} is not configured"))
     }
-    fn refused(&self, _: DeviceId, _: &str) {}
-    fn closed(&self, _: &Arc<Endpoint>, _: &CloseReason) {}
 }
 
 fn config(role: Role, rate: &str) -> EndpointConfig {
     EndpointConfig {
         role,
         session: SessionConfig {
-            name: if role == Role::Host {
-                "host1"
-            } else {
-                "director1"
-            }
-            .to_owned(),
-            instance: 1,
-            heartbeat: Duration::from_millis(250),
-            silence_max: PATIENCE,
-            greeting_max: PATIENCE,
+            resume_max: Duration::from_millis(300),
+            ..SessionConfig::new("somebody", 1)
         },
         budget: LinkBudget::new("test link", rate.parse().unwrap()),
     }
@@ -146,7 +129,28 @@ impl Drop for Side {
     }
 }
 
+/// The link as number `path` of its session.
+fn new_path(link: Link, path: u16, priority: u8) -> NewPath {
+    NewPath {
+        link,
+        path,
+        priority,
+        handled: 0,
+        first: None,
+    }
+}
+
 fn side(role: Role, link: Link, rate: &str, clients: &[Arc<Recorder>]) -> Side {
+    spread_side(role, link, rate, clients, 0)
+}
+
+fn spread_side(
+    role: Role,
+    link: Link,
+    rate: &str,
+    clients: &[Arc<Recorder>],
+    features: u64,
+) -> Side {
     let devices = clients.iter().zip(1..).map(|(client, number)| {
         let rate = DeviceRate::new(BitRate::from_bits_per_second(1_000_000), None).unwrap();
         (
@@ -163,8 +167,16 @@ fn side(role: Role, link: Link, rate: &str, clients: &[Arc<Recorder>]) -> Side {
         role,
         devices: devices.collect(),
     });
+    let established = Established {
+        version: 2,
+        epoch: 5,
+        features,
+        peer: "peer".into(),
+        peer_instance: 1,
+    };
+    let first = new_path(link, 1, 0);
     let (endpoint, thread) =
-        Endpoint::start(config(role, rate), link, directory, "test-link").unwrap();
+        Endpoint::start(config(role, rate), established, first, directory, "test").unwrap();
     Side {
         endpoint,
         thread: Some(thread),
@@ -402,7 +414,7 @@ fn p05_device_that_is_not_configured_is_refused_and_the_others_served() {
 }
 
 #[test]
-fn p10_flipped_bit_on_the_wire_ends_the_session_and_is_never_delivered() {
+fn p10_flipped_bit_on_the_wire_ends_the_link_and_is_never_delivered() {
     use std::io::{Read, Write};
     // A proxy in the middle flips one bit far behind the greeting.
     let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
@@ -450,22 +462,149 @@ fn p10_flipped_bit_on_the_wire_ends_the_session_and_is_never_delivered() {
     backward.join().unwrap();
 }
 
-#[test]
-fn host_that_is_not_configured_is_turned_away_with_the_reason() {
+/// Ends a TCP link under both of its ends.
+struct Cut(std::net::TcpStream);
+
+impl Cut {
+    fn of(link: &Link) -> Self {
+        Self(link.receiver.poll_fd().try_clone_to_owned().unwrap().into())
+    }
+
+    fn cut(&self) {
+        self.0.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+}
+
+/// F7 on real sockets: 100 cuts under load, one of two links at a time, each made again at once.
+fn frames_survive_cuts(features: u64) {
+    const CUTS: u16 = 100;
+    let host = [Recorder::new(false), Recorder::new(false)];
+    let director = [Recorder::new(false), Recorder::new(false)];
     let (near, far) = tcp_pair();
-    let director = side(Role::Director, far, "1G", &[]);
-    let mut config = config(Role::Host, "1G");
-    config.session.name = "stranger".into();
-    let directory = Arc::new(TestDirectory {
-        role: Role::Host,
-        devices: Vec::new(),
+    let mut links = [Cut::of(&near), Cut::of(&near)];
+    let director_side = spread_side(Role::Director, far, "100G", &director, features);
+    let host_side = spread_side(Role::Host, near, "100G", &host, features);
+    let mut path = 1;
+    let mut add = |priority: u8| {
+        let (near, far) = tcp_pair();
+        path += 1;
+        let cut = Cut::of(&near);
+        director_side
+            .endpoint
+            .add_path(new_path(far, path, priority));
+        host_side.endpoint.add_path(new_path(near, path, priority));
+        cut
+    };
+    links[1] = add(1);
+    let paths = |side: &Side, count: usize| {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while side.endpoint.paths().len() != count {
+            assert!(std::time::Instant::now() < deadline, "no {count} links");
+            std::thread::yield_now();
+        }
+    };
+    let stop = AtomicBool::new(false);
+    let sent = std::thread::scope(|scope| {
+        let streams = [(&host[0], &director[0]), (&director[1], &host[1])].map(|(from, to)| {
+            let lanes = from.lanes();
+            let sender = scope.spawn({
+                let stop = &stop;
+                move || {
+                    let mut number = 0_u32;
+                    while !stop.load(Ordering::SeqCst) {
+                        let mut payload = number.to_le_bytes().to_vec();
+                        payload.resize(4 + number as usize * 37 % 3000, 0);
+                        send_all(from, &lanes, frame(&payload));
+                        number += 1;
+                    }
+                    number
+                }
+            });
+            (sender, to)
+        });
+        for cut in 0..CUTS {
+            paths(&host_side, 2);
+            paths(&director_side, 2);
+            let before = director[0].change(|log| log.received.len());
+            director[0].wait(|log| (log.received.len() > before + 20).then_some(()));
+            let priority = usize::from(cut % 2);
+            links[priority].cut();
+            paths(&host_side, 1);
+            paths(&director_side, 1);
+            links[priority] = add(u8::try_from(priority).unwrap());
+        }
+        stop.store(true, Ordering::SeqCst);
+        streams.map(|(sender, to)| (sender.join().unwrap(), to))
     });
-    let (endpoint, thread) = Endpoint::start(config, near, directory, "test-link").unwrap();
-    thread.join().unwrap();
-    let reason = endpoint.lock().session.close_reason().cloned();
+    for (count, to) in sent {
+        assert!(count > 0);
+        to.wait(|log| (log.received.len() == count as usize).then_some(()));
+        let received = to.change(|log| std::mem::take(&mut log.received));
+        for (number, payload) in (0_u32..).zip(received) {
+            assert_eq!(payload[..4], number.to_le_bytes());
+        }
+        assert!(to.change(|log| log.down.is_empty()));
+    }
+    assert!(!host_side.endpoint.path_changes().is_empty());
+}
+
+#[test]
+fn frames_survive_100_cuts_of_links_in_active_standby() {
+    frames_survive_cuts(0);
+}
+
+#[test]
+fn frames_survive_100_cuts_of_links_that_share_them() {
+    frames_survive_cuts(crate::control::features::SPREAD);
+}
+
+#[test]
+fn session_without_a_link_waits_for_one_and_loses_nothing() {
+    let (host, director) = (Recorder::new(false), Recorder::new(false));
+    let (near, far) = tcp_pair();
+    let cut = Cut::of(&near);
+    let director_side = side(Role::Director, far, "1G", std::slice::from_ref(&director));
+    let host_side = side(Role::Host, near, "1G", std::slice::from_ref(&host));
+    let lanes = host.lanes();
+    cut.cut();
+    for number in 0..10 {
+        send_all(&host, &lanes, frame(&[number]));
+    }
+    let (near, far) = tcp_pair();
+    director_side.endpoint.add_path(new_path(far, 2, 0));
+    host_side.endpoint.add_path(new_path(near, 2, 0));
+    for number in 0..10 {
+        assert_eq!(director.wait(|log| log.received.pop_front()), [number]);
+    }
+    assert!(host.change(|log| log.down.is_empty()));
+}
+
+#[test]
+fn operator_moves_the_frames_of_both_directions() {
+    let (host, director) = (Recorder::new(false), Recorder::new(false));
+    let (near, far) = tcp_pair();
+    let director_side = side(Role::Director, far, "1G", std::slice::from_ref(&director));
+    let host_side = side(Role::Host, near, "1G", std::slice::from_ref(&host));
+    let (near, far) = tcp_pair();
+    director_side.endpoint.add_path(new_path(far, 2, 1));
+    host_side.endpoint.add_path(new_path(near, 2, 1));
+    while host_side.endpoint.switchover(2).is_err() {
+        std::thread::yield_now();
+    }
+    for side in [&host_side, &director_side] {
+        let carries = || {
+            let mut paths = side.endpoint.paths().into_iter();
+            paths.any(|path| path.carries && path.path == 2)
+        };
+        while !carries() {
+            std::thread::yield_now();
+        }
+    }
+    send_all(&host, &host.lanes(), frame(&[1]));
+    assert_eq!(director.wait(|log| log.received.pop_front()), [1]);
+    let change = host_side.endpoint.path_changes().pop().unwrap();
     assert_eq!(
-        reason,
-        Some(CloseReason::Peer("no host is named stranger".into()))
+        (change.from, change.to, change.cause),
+        (1, 2, PathCause::Operator)
     );
-    drop(director);
 }

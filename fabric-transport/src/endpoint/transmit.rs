@@ -1,6 +1,6 @@
-//! Running the link: from the scheduler's queue onto the wire.
+//! Running the links: from the scheduler's queue onto the wire, and onto another one if that breaks.
 
-use std::sync::{Arc, TryLockError};
+use std::sync::{Arc, PoisonError, TryLockError};
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
@@ -8,11 +8,10 @@ use nix::sys::timerfd::{Expiration, TimerSetTimeFlags};
 
 use qos::MonotonicTime;
 
-use super::{Core, Endpoint, Ordering, now};
+use super::{Core, Endpoint, LaneClient, Ordering, now};
 use crate::control::Control;
-use crate::endpoint::LaneClient;
-use crate::frame::{FrameBuffer, FrameHeader};
-use crate::link::{BATCH_BYTES_MAX, BATCH_FRAMES_MAX, LinkSender, SendQueue, Sent, ring};
+use crate::frame::{DeviceId, FrameBuffer, FrameHeader};
+use crate::link::{BATCH_BYTES_MAX, BATCH_FRAMES_MAX, LinkSender, SendQueue, ring};
 
 /// How much later than the scheduler asks a link may be run. The scheduler makes up for late
 /// callers, and on a fast link a wake-up a frame would cost more than the frame.
@@ -21,33 +20,62 @@ const WAKE_SLACK: Duration = Duration::from_micros(50);
 /// Batches that one thread sends for all others before it goes back to its own work.
 const DRAIN_BATCHES_MAX: usize = 8;
 
-/// The sending half of the link and what it could not take yet.
-pub(super) struct Writer {
-    /// `None` once the link is broken or the session over.
-    sender: Option<Box<dyn LinkSender>>,
+/// The sending half of one link.
+pub(super) struct WritePath {
+    id: u16,
+    sender: Box<dyn LinkSender>,
+    checksummed: bool,
     queue: SendQueue,
+    /// It failed: the session's thread takes it away.
+    broken: bool,
+}
+
+/// The sending halves of a session's links.
+#[derive(Default)]
+pub(super) struct Writer {
+    paths: Vec<WritePath>,
+    /// What lost links did not bring, for the next one.
+    orphans: Vec<FrameBuffer>,
+    /// The session is over.
+    ended: bool,
+    // Kept for their room.
+    picked: Vec<(u16, FrameHeader, FrameBuffer)>,
+    devices: Vec<DeviceId>,
+    writable: Vec<Arc<dyn LaneClient>>,
 }
 
 impl Writer {
-    pub(super) fn new(sender: Box<dyn LinkSender>) -> Self {
-        Self {
-            sender: Some(sender),
-            queue: SendQueue::default(),
+    fn add(&mut self, id: u16, sender: Box<dyn LinkSender>, checksummed: bool, queue: SendQueue) {
+        self.paths.push(WritePath {
+            id,
+            sender,
+            checksummed,
+            queue,
+            broken: false,
+        });
+    }
+
+    fn push(&mut self, id: u16, header: &FrameHeader, mut frame: FrameBuffer) {
+        let path = self.paths.iter_mut().find(|path| path.id == id);
+        if let Some(path) = path {
+            frame.seal(header, path.checksummed);
+            let sequenced = header.kind.is_sequenced(header.version);
+            path.queue.push(frame, sequenced);
         }
     }
 
-    pub(super) fn hang_up(&mut self) {
-        self.sender = None;
-        self.queue = SendQueue::default();
+    /// Writes what is queued, as far as the links take it.
+    fn write(&mut self, mut failed: impl FnMut(u16, &std::io::Error)) {
+        for path in &mut self.paths {
+            if path.broken || path.queue.is_sent() {
+                continue;
+            }
+            if let Err(error) = path.sender.send(&mut path.queue) {
+                path.broken = true;
+                failed(path.id, &error);
+            }
+        }
     }
-}
-
-/// What one look at the scheduler found.
-#[derive(Default)]
-struct Picked {
-    frames: Vec<(FrameHeader, FrameBuffer)>,
-    /// Clients whose queues have room again.
-    writable: Vec<Arc<dyn LaneClient>>,
 }
 
 impl Endpoint {
@@ -68,48 +96,53 @@ impl Endpoint {
 
     fn drain(&self, writer: &mut Writer) {
         for _ in 0..DRAIN_BATCHES_MAX {
-            let Some(sender) = &mut writer.sender else {
+            if writer.ended {
                 return;
-            };
-            match sender.send(&mut writer.queue) {
-                Ok(Sent::All) => {}
-                Ok(Sent::Blocked) => return,
-                Err(error) => {
-                    writer.hang_up();
-                    self.fail_link(&error);
-                    return;
-                }
             }
-            let picked = self.pick();
-            for client in picked.writable {
+            writer.write(|path, error| self.fail_path(path, &error.to_string()));
+            self.pick(writer);
+            for client in std::mem::take(&mut writer.writable) {
                 client.writable();
             }
-            if picked.frames.is_empty() {
+            if writer.picked.is_empty() {
                 return;
             }
-            for (header, mut frame) in picked.frames {
-                frame.seal(&header, self.checksummed);
-                writer.queue.push(frame, false);
+            let mut picked = std::mem::take(&mut writer.picked);
+            for (path, header, frame) in picked.drain(..) {
+                writer.push(path, &header, frame);
             }
+            writer.picked = picked;
         }
-        // What is left is the link thread's: the ring's thread has a ring to look after.
+        // What is left is the session thread's: the ring's thread has a ring to look after.
         ring(&self.wake);
     }
 
     /// The next batch in the order of the scheduler, control frames first.
-    fn pick(&self) -> Picked {
-        let mut picked = Picked::default();
+    fn pick(&self, writer: &mut Writer) {
         let mut bytes = 0;
         let now = now();
         let mut core = self.lock();
         let core = &mut *core;
-        while let Some((header, control)) = core.session.poll_transmit() {
-            picked.frames.push((header, control_frame(&control)));
+        for path in &mut writer.paths {
+            path.queue
+                .acknowledge(core.session.poll_acknowledged(path.id));
+            while path.queue.is_sent()
+                && let Some((header, control)) = core.session.poll_transmit(now, path.id)
+            {
+                let frame = control_frame(&control);
+                writer.picked.push((path.id, header, frame));
+            }
         }
-        let mut devices = Vec::new();
-        while picked.frames.len() < BATCH_FRAMES_MAX
+        let underway_bytes_max = core.unacknowledged_bytes_max;
+        let paths = &writer.paths;
+        let has_room = |id: u16, underway_bytes: usize| {
+            let path = paths.iter().find(|path| path.id == id);
+            underway_bytes < underway_bytes_max
+                && path.is_some_and(|path| path.queue.is_sent() && !path.broken)
+        };
+        while writer.picked.len() < BATCH_FRAMES_MAX
             && bytes < BATCH_BYTES_MAX
-            && core.session.unacknowledged_bytes() < core.unacknowledged_bytes_max
+            && core.session.may_transmit(has_room)
         {
             let Some(grant) = core.scheduler.dequeue(now) else {
                 if let Some(wake_at) = core.scheduler.next_wake(now) {
@@ -120,26 +153,97 @@ impl Endpoint {
             let frame = grant.item;
             let payload_bytes = frame.buffer.payload_bytes();
             bytes += frame.buffer.frame_bytes();
-            let mut header =
-                core.session
-                    .transmit_data(frame.device, frame.lane, frame.sequence, payload_bytes);
+            let sent = core.session.transmit_data(
+                now,
+                frame.device,
+                frame.lane,
+                frame.sequence,
+                payload_bytes,
+            );
+            // A device leaves the session and the scheduler under one lock.
+            let Some((path, mut header)) = sent else {
+                continue;
+            };
             header.more = frame.more;
-            picked.frames.push((header, frame.buffer));
-            if devices.last() != Some(&frame.device) {
-                devices.push(frame.device);
+            writer.picked.push((path, header, frame.buffer));
+            if writer.devices.last() != Some(&frame.device) {
+                writer.devices.push(frame.device);
             }
         }
-        picked.writable.extend(
-            devices
-                .into_iter()
-                .filter_map(|device| core.take_waiting(device)),
-        );
-        picked
+        for device in writer.devices.drain(..) {
+            writer.writable.extend(core.take_waiting(device));
+        }
     }
-}
 
-impl Endpoint {
-    /// Has the link run again at `time`, or up to [`WAKE_SLACK`] later.
+    /// A link failed.
+    pub(crate) fn fail_path(&self, path: u16, reason: &str) {
+        self.lock()
+            .session
+            .handle_path_end(now(), path, reason.to_owned());
+        ring(&self.wake);
+    }
+
+    /// Adds a link to the session, with `first` as its first frame. False if the session does not
+    /// take it: then it is closed.
+    pub(super) fn add_write_path(
+        &self,
+        (id, priority): (u16, u8),
+        sender: Box<dyn LinkSender>,
+        checksummed: bool,
+        first: Option<FrameBuffer>,
+    ) -> bool {
+        let mut queue = SendQueue::default();
+        if let Some(first) = first {
+            queue.push(first, false);
+        }
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.lock().session.add_path(now(), id, priority) {
+            return false;
+        }
+        writer.add(id, sender, checksummed, queue);
+        true
+    }
+
+    /// Takes a lost link away, and keeps what it has not brought.
+    pub(super) fn remove_write_path(&self, id: u16, acknowledged: usize) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = writer.paths.iter().position(|path| path.id == id) {
+            let mut lost = writer.paths.remove(at);
+            lost.queue.acknowledge(acknowledged);
+            writer.orphans.extend(lost.queue.into_unacknowledged());
+        }
+    }
+
+    /// Sends what lost links have not brought by those that are there.
+    pub(super) fn replay(&self) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = now();
+        let mut core = self.lock();
+        if !core.session.replay_is_pending() || core.session.paths().next().is_none() {
+            return;
+        }
+        for frame in std::mem::take(&mut writer.orphans) {
+            // It was sealed when it went out first.
+            let Ok((header, payload)) = FrameHeader::parse(frame.frame(), false) else {
+                continue;
+            };
+            if let Some((path, header)) = core.session.replay(now, &header, payload.len()) {
+                writer.push(path, &header, frame);
+            }
+        }
+        core.session.replayed();
+    }
+
+    /// Closes this end of all links, so that the peer sees them end.
+    pub(super) fn hang_up(&self) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        *writer = Writer {
+            ended: true,
+            ..Writer::default()
+        };
+    }
+
+    /// Has the links run again at `time`, or up to [`WAKE_SLACK`] later.
     fn wake_at(&self, core: &mut Core, now: MonotonicTime, time: MonotonicTime) {
         let time = time.max(now.saturating_add(WAKE_SLACK));
         if core.timer_at > now && core.timer_at <= time {
@@ -153,7 +257,7 @@ impl Endpoint {
             .timer
             .set(expiration, TimerSetTimeFlags::TFD_TIMER_ABSTIME)
         {
-            tracing::error!(%error, "timer of a link cannot be set");
+            tracing::error!(%error, "timer of a session cannot be set");
         }
     }
 }

@@ -149,6 +149,8 @@ mod tests {
     fn sealed(payload: &[u8], sequence: u32) -> FrameBuffer {
         let mut frame = FrameBuffer::from_payload(payload);
         let header = FrameHeader {
+            version: 2,
+            attachment: 0,
             kind: FrameKind::Data,
             lane: Some(VirtualLane::Network),
             more: false,

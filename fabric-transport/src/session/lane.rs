@@ -48,15 +48,16 @@ impl SendLane {
 
     /// A new limit from the peer. True if it grants anything.
     pub(super) fn raise_limit(&mut self, limit: u32) -> Result<bool, BadGrant> {
-        // A limit that goes back shows as a giant step forward.
-        if limit.wrapping_sub(self.limit) > WINDOW_BLOCKS_MAX
-            || limit.wrapping_sub(self.sent) > WINDOW_BLOCKS_MAX
-        {
+        let ahead = limit.wrapping_sub(self.limit);
+        // An older limit, from another link or one that was sent again: the newer one stands.
+        if ahead == 0 || ahead > u32::MAX / 2 {
+            return Ok(false);
+        }
+        if ahead > WINDOW_BLOCKS_MAX || limit.wrapping_sub(self.sent) > WINDOW_BLOCKS_MAX {
             return Err(BadGrant);
         }
-        let grants = limit != self.limit;
         self.limit = limit;
-        Ok(grants)
+        Ok(true)
     }
 }
 
@@ -85,6 +86,15 @@ pub(super) enum BadArrival {
     Sequence { expected: u32 },
 }
 
+/// What a good frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// The next one of its lane.
+    Next,
+    /// One that came before, by another link.
+    Again,
+}
+
 impl ReceiveLane {
     pub(super) fn new(window: u32) -> Self {
         Self {
@@ -94,7 +104,14 @@ impl ReceiveLane {
         }
     }
 
-    pub(super) fn arrive(&mut self, payload_bytes: usize, sequence: u32) -> Result<(), BadArrival> {
+    pub(super) fn arrive(
+        &mut self,
+        payload_bytes: usize,
+        sequence: u32,
+    ) -> Result<Arrival, BadArrival> {
+        if is_before(sequence, self.expected) {
+            return Ok(Arrival::Again);
+        }
         let blocks = frame::blocks(payload_bytes);
         if blocks > self.granted.wrapping_sub(self.received) {
             return Err(BadArrival::NoCredit);
@@ -106,7 +123,17 @@ impl ReceiveLane {
         }
         self.expected = sequence.wrapping_add(1);
         self.received = self.received.wrapping_add(blocks);
-        Ok(())
+        Ok(Arrival::Next)
+    }
+
+    /// Sequence number of the next frame.
+    pub(super) fn expected(&self) -> u32 {
+        self.expected
+    }
+
+    /// Whether the peer has been granted anything since the lane was opened.
+    pub(super) fn was_used(&self) -> bool {
+        self.received != 0 || self.released != 0
     }
 
     /// The buffers of a frame are free. True once a grant is worth a message of its own: half of
@@ -137,6 +164,11 @@ impl ReceiveLane {
     }
 }
 
+/// Whether serial number `a` comes before `b` (RFC 1982, within half of the circle).
+pub(super) fn is_before(a: u32, b: u32) -> bool {
+    a != b && b.wrapping_sub(a) <= u32::MAX / 2
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,7 +192,7 @@ mod tests {
     fn credit_behind_held_buffers_is_granted() {
         let mut receive = ReceiveLane::new(64);
         for sequence in 0..64 {
-            assert_eq!(receive.arrive(32, sequence), Ok(()));
+            assert_eq!(receive.arrive(32, sequence), Ok(Arrival::Next));
         }
         // 40 of 64 stay held: half of the other 24 make a grant.
         let grants = (0..24).filter(|_| {
@@ -174,12 +206,15 @@ mod tests {
     }
 
     #[test]
-    fn p06_limit_that_goes_back_or_far_ahead_is_refused() {
+    fn p06_limit_that_goes_back_is_ignored_and_one_far_ahead_refused() {
         let mut send = SendLane::new(100);
-        assert_eq!(send.raise_limit(99), Err(BadGrant));
+        for older in [99, 0, u32::MAX] {
+            assert_eq!(send.raise_limit(older), Ok(false));
+        }
         assert_eq!(send.raise_limit(100), Ok(false));
         assert_eq!(send.raise_limit(WINDOW_BLOCKS_MAX + 1), Err(BadGrant));
-        assert_eq!(send.raise_limit(u32::MAX), Err(BadGrant));
+        assert_eq!(send.raise_limit(u32::MAX / 2), Err(BadGrant));
+        assert_eq!(send.available(), 100);
     }
 
     #[test]
@@ -189,7 +224,8 @@ mod tests {
             receive.arrive(64, 1),
             Err(BadArrival::Sequence { expected: 0 })
         );
-        assert_eq!(receive.arrive(64, 0), Ok(()));
+        assert_eq!(receive.arrive(64, 0), Ok(Arrival::Next));
+        assert_eq!(receive.arrive(64, 0), Ok(Arrival::Again));
         assert_eq!(receive.arrive(0, 1), Err(BadArrival::NoCredit));
     }
 
@@ -205,7 +241,7 @@ mod tests {
                 let blocks = frame::blocks(payload_bytes);
                 if step == 0 && blocks <= send.available() {
                     let sequence = send.take(blocks);
-                    prop_assert_eq!(receive.arrive(payload_bytes, sequence), Ok(()));
+                    prop_assert_eq!(receive.arrive(payload_bytes, sequence), Ok(Arrival::Next));
                     held.push_back(payload_bytes);
                 } else if let Some(payload_bytes) = held.pop_front()
                     && receive.release(frame::blocks(payload_bytes))

@@ -1,34 +1,45 @@
-//! One session: what may be sent, what may arrive, and when the peer is given up.
+//! One session: what may be sent on which link, what may arrive, when a link or the peer is given up.
 //!
 //! ```text
-//! host:      Greeting --WELCOME--> Active --CLOSE, error, silence--> Closed
-//! director:  Awaiting --HELLO----> Active --CLOSE, error, silence--> Closed
-//!            (either) --error, no greeting in time-----------------> Closed
+//!  (handshake) ──> Interrupted ──link added──> Active ──CLOSE, error──> Closed
+//!                       ^                         │                       ^
+//!                       ├──── last link lost ─────┘                       │
+//!                       └──── no link for resume_max, CLOSE ──────────────┘
 //! ```
 //!
-//! A core: frames and time come in through `handle_*`, what to send and what happened go out
-//! through `poll_*`. It holds no payload: a DATA frame is checked, counted and left to the caller.
+//! A session outlives its links. What a lost link had not acknowledged is sent again on another, in
+//! its order; the receiver takes the next frame of each lane and knows older ones again. So every
+//! frame arrives exactly once and in order as long as one link can be made in time.
 //!
-//! Memory is bounded by [`DEVICES_MAX`] and [`CONTROL_FRAMES_MAX`] whatever the peer sends.
+//! A core: frames and time come in through `handle_*`, what to send and what happened go out
+//! through `poll_*`. It holds no payload: a DATA frame is checked, counted and left to the caller,
+//! who keeps those that were sent until [`Session::poll_acknowledged`] says that they arrived.
+//!
+//! Memory is bounded by [`DEVICES_MAX`], [`CONTROL_FRAMES_MAX`] and [`PATHS_MAX`] whatever the peer
+//! sends. A session of protocol version 1 has one link and ends with it.
 
+mod handshake;
 mod lane;
+mod path;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use qos::MonotonicTime;
 
-use crate::control::{CREDITS_MAX, Control, ControlError, Credit, Windows};
-use crate::frame::{self, DeviceId, FrameHeader, FrameKind, VERSION, VirtualLane};
-use lane::{BadArrival, ReceiveLane, SendLane};
+use crate::control::{CREDITS_MAX, Control, ControlError, Credit, PathState, Windows, features};
+use crate::frame::{self, DeviceId, FrameHeader, FrameKind, VERSION_MIN, VirtualLane};
+pub use handshake::{Established, Greeting, greeting, hello, refusal, welcome, welcomed};
+use lane::{Arrival, BadArrival, ReceiveLane, SendLane, is_before};
+use path::Path;
 
 /// Devices of one session at most.
 pub const DEVICES_MAX: usize = 4096;
 /// Control frames that wait to be sent at most; a peer that makes us queue more does not read.
 pub const CONTROL_FRAMES_MAX: usize = 2 * DEVICES_MAX + 16;
 
-/// DATA bytes after which the peer is told what arrived even if nothing else is sent to it.
-const ACKNOWLEDGE_BYTES: usize = 64 * 1024;
+/// Links of one session at most; each has a priority of its own below this.
+pub const PATHS_MAX: usize = 4;
 
 /// Which end of the session this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +53,10 @@ pub enum Role {
 /// Where the session stands; the module draws the transitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionState {
-    /// Host: HELLO is sent.
-    Greeting,
-    /// Director: HELLO is expected.
-    Awaiting,
-    /// Devices may attach and send.
+    /// It has a link: devices may attach and send.
     Active,
+    /// It has none for now: everything waits.
+    Interrupted,
     /// Over; nothing leads out.
     Closed,
 }
@@ -58,8 +67,9 @@ impl SessionState {
     pub const fn may_become(self, next: Self) -> bool {
         matches!(
             (self, next),
-            (Self::Greeting | Self::Awaiting, Self::Active)
-                | (Self::Greeting | Self::Awaiting | Self::Active, Self::Closed)
+            (Self::Active, Self::Interrupted)
+                | (Self::Interrupted, Self::Active)
+                | (Self::Active | Self::Interrupted, Self::Closed)
         )
     }
 }
@@ -71,29 +81,105 @@ pub struct SessionConfig {
     pub name: String,
     /// Random for each start of the process.
     pub instance: u64,
-    /// A PING goes out this often.
+    /// A PING goes out this often on each link.
     pub heartbeat: Duration,
-    /// A peer that sends nothing for this long is given up. Well above scheduling noise.
+    /// A session's only link is given up when a PING is not answered for this long.
     pub silence_max: Duration,
     /// A greeting must be complete within this time.
     pub greeting_max: Duration,
+    /// A link beside which there is another is given up after this, or after eight round trips if
+    /// they take longer. Well above scheduling noise.
+    pub path_silence_min: Duration,
+    /// A session that has no link for this long is over.
+    pub resume_max: Duration,
+    /// Frames go back to a link of higher priority when it has been there for this long.
+    pub hold_down: Duration,
+    /// Host: frames are spread over all links, in place of using the one of highest priority.
+    pub spread: bool,
+}
+
+impl SessionConfig {
+    /// The usual times: a PING every 250 ms; a link that is silent for 100 ms is given up if there
+    /// is another, else after 2 s; 5 s for the greeting and for finding a new link, 10 s before
+    /// frames go back. Scheduling noise of a loaded machine reaches 40 ms.
+    #[must_use]
+    pub fn new(name: &str, instance: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            instance,
+            heartbeat: Duration::from_millis(250),
+            silence_max: Duration::from_secs(2),
+            greeting_max: Duration::from_secs(5),
+            path_silence_min: Duration::from_millis(100),
+            resume_max: Duration::from_secs(5),
+            hold_down: Duration::from_secs(10),
+            spread: false,
+        }
+    }
+}
+
+/// Why a link carries no more frames, or others do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PathCause {
+    /// It ended.
+    #[error("link ended: {0}")]
+    Closed(String),
+    /// The peer did not answer on it.
+    #[error("link was silent for {silence_ms} ms")]
+    Silent {
+        /// For how long.
+        silence_ms: u128,
+    },
+    /// The peer gave it up.
+    #[error("the peer gave the link up")]
+    PeerGaveUp,
+    /// The host made it anew.
+    #[error("the host made the link anew")]
+    Replaced,
+    /// This end's or the peer's operator wants another.
+    #[error("switched over by the operator")]
+    Operator,
+    /// A link of higher priority has been there for long enough.
+    #[error("switched back to a link of higher priority")]
+    FailBack,
+}
+
+/// Frames go another way than before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathChange {
+    /// When they could go on.
+    pub at: MonotonicTime,
+    /// The link that they went by.
+    pub from: u16,
+    /// The link that they go by.
+    pub to: u16,
+    /// Why.
+    pub cause: PathCause,
+    /// From the last sign of progress on the old link, if anything was underway, to the first on the
+    /// new one.
+    pub gap: Duration,
+}
+
+/// One link of a session, for its operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathStatus {
+    /// Its number.
+    pub path: u16,
+    /// Lower ones are used first.
+    pub priority: u8,
+    /// Whether it carries this end's frames.
+    pub carries: bool,
+    /// How long the last PING took; `None` until the first is answered.
+    pub round_trip: Option<Duration>,
+    /// Bytes of frames that this end sent by it.
+    pub sent_bytes: u64,
+    /// Bytes of frames that the peer has not acknowledged.
+    pub underway_bytes: usize,
 }
 
 /// What happened, for the owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SessionEvent {
-    /// A host wants a session; answer with [`Session::welcome`] or [`Session::close`].
-    Greeted {
-        /// The host's name.
-        host: String,
-        /// Of its process.
-        instance: u64,
-    },
-    /// The session is active (host side).
-    Active {
-        /// The director's name.
-        director: String,
-    },
     /// The host asks for a device; answer with [`Session::accept`] or [`Session::refuse`].
     AttachRequested {
         /// The device.
@@ -123,6 +209,18 @@ pub enum SessionEvent {
         /// The device.
         device: DeviceId,
     },
+    /// A link is given up: the owner closes it, hands what is not acknowledged to
+    /// [`Session::replay`], and then calls [`Session::replayed`].
+    PathLost {
+        /// The link.
+        path: u16,
+        /// Frames of it that were acknowledged since [`Session::poll_acknowledged`] said so last.
+        acknowledged: usize,
+        /// Why.
+        cause: PathCause,
+    },
+    /// Frames go another way.
+    PathChanged(PathChange),
 }
 
 /// Why a session ended.
@@ -137,12 +235,6 @@ pub enum CloseReason {
     /// The link ended.
     #[error("link ended: {0}")]
     Link(String),
-    /// Nothing arrived for too long.
-    #[error("peer was silent for {silence_ms} ms")]
-    Silent {
-        /// For how long.
-        silence_ms: u128,
-    },
     /// The peer broke the protocol.
     #[error("peer broke the protocol: {0}")]
     Protocol(#[from] ProtocolError),
@@ -157,13 +249,37 @@ pub enum ProtocolError {
     /// A malformed control payload.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// A frame that this state or role does not allow.
-    #[error("{kind:?} frame is not allowed in state {state:?}")]
+    /// A frame that this role does not allow.
+    #[error("{kind:?} frame is not allowed here")]
     Unexpected {
         /// Its kind.
         kind: FrameKind,
-        /// Our state.
-        state: SessionState,
+    },
+    /// Another frame than HELLO and its answer on a new link.
+    #[error("{kind:?} frame in place of a greeting")]
+    Greeting {
+        /// Its kind.
+        kind: FrameKind,
+    },
+    /// The director does not let the host in.
+    #[error("director refuses: {reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// A frame of another version than the session's.
+    #[error("frame of version {version} in a session of another")]
+    FrameVersion {
+        /// The frame's.
+        version: u8,
+    },
+    /// A control frame out of order.
+    #[error("control frame {sequence} arrived, {expected} was next")]
+    ControlSequence {
+        /// The next in order.
+        expected: u32,
+        /// What came.
+        sequence: u32,
     },
     /// A frame of another epoch.
     #[error("frame of epoch {epoch} in a session of epoch {session_epoch}")]
@@ -240,6 +356,20 @@ pub enum ProtocolError {
     ControlQueue,
 }
 
+/// Why there is no switchover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SwitchoverRefused {
+    /// The session has no such link.
+    #[error("the session has no link {path}; list its links first")]
+    NoPath {
+        /// What was asked for.
+        path: u16,
+    },
+    /// All links are in use.
+    #[error("the session spreads its frames over all of its links")]
+    Spread,
+}
+
 /// Why a device may not send now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SendBlocked {
@@ -258,6 +388,12 @@ struct DeviceLanes {
     /// Generation and windows of an attach that waits for the detach to be answered.
     attach_again: Option<(u32, Windows)>,
     generation: u32,
+    /// Tells its frames from those of an attachment before, which a slow link may still carry.
+    attachment: u8,
+    /// Spread: the link of its last frame, and how many frames are underway there. All lanes of a
+    /// device go the same way, and change it only between two frames, so that their order holds.
+    path: u16,
+    underway: usize,
     send: [SendLane; VirtualLane::COUNT],
     receive: [ReceiveLane; VirtualLane::COUNT],
 }
@@ -276,66 +412,87 @@ enum LaneState {
     Detaching,
 }
 
+/// A control frame that waits for its turn.
+#[derive(Debug)]
+struct Outgoing {
+    device: DeviceId,
+    attachment: u8,
+    control: Control,
+}
+
+/// Frames that went by `from` and do not yet get through elsewhere.
+#[derive(Debug)]
+struct Interruption {
+    since: MonotonicTime,
+    from: u16,
+    cause: PathCause,
+}
+
 /// The state machine of one session.
 #[derive(Debug)]
 pub struct Session {
     role: Role,
     config: SessionConfig,
+    established: Established,
     state: SessionState,
     close_reason: Option<CloseReason>,
-    epoch: u16,
     devices: HashMap<DeviceId, DeviceLanes>,
-    outbox: VecDeque<(DeviceId, Control)>,
+    paths: Vec<Path>,
+    /// The link that carries the frames; of a spread session, the control frames.
+    carrier: Option<u16>,
+    /// The carrier is about to change, as soon as what is underway on it has arrived.
+    switch: Option<(u16, PathCause)>,
+    /// The operator's choice, while it is there.
+    preferred: Option<u16>,
+    interruption: Option<Interruption>,
+    interrupted_at: MonotonicTime,
+    /// Lost links have frames that must go out before any new one.
+    replay_pending: bool,
+    outbox: VecDeque<Outgoing>,
+    notices: VecDeque<(u16, PathState)>,
     credits_due: Vec<(DeviceId, VirtualLane)>,
     events: VecDeque<SessionEvent>,
-    /// DATA frames that arrived, and what the peer was told of them last.
-    received: u32,
-    received_told: u32,
-    received_bytes_untold: usize,
-    /// DATA frames that were sent, and the sizes of those not acknowledged.
-    sent: u32,
-    unacknowledged: VecDeque<usize>,
-    unacknowledged_bytes: usize,
-    heard_at: MonotonicTime,
-    ping_at: MonotonicTime,
+    /// Numbers of sequenced control frames, sent and expected.
+    control_sent: u32,
+    control_expected: u32,
+    /// Attachments that this host asked for.
+    attachments: u8,
+    grant_at: MonotonicTime,
+    /// Frames that arrived again or too late, and were ignored.
+    ignored: u64,
 }
 
 impl Session {
-    /// A new session on a link that was just made. A host's HELLO waits to be polled.
+    /// A session that host and director agreed on; it has no link yet.
     #[must_use]
-    pub fn new(role: Role, config: SessionConfig, now: MonotonicTime) -> Self {
-        let mut outbox = VecDeque::new();
-        let state = match role {
-            Role::Director => SessionState::Awaiting,
-            Role::Host => {
-                let hello = Control::Hello {
-                    version_min: VERSION.into(),
-                    version_max: VERSION.into(),
-                    features: 0,
-                    instance: config.instance,
-                    name: config.name.clone(),
-                };
-                outbox.push_back((DeviceId(0), hello));
-                SessionState::Greeting
-            }
-        };
+    pub fn new(
+        role: Role,
+        config: SessionConfig,
+        established: Established,
+        now: MonotonicTime,
+    ) -> Self {
         Self {
             role,
-            state,
+            established,
+            state: SessionState::Interrupted,
             close_reason: None,
-            epoch: 0,
             devices: HashMap::new(),
-            outbox,
+            paths: Vec::new(),
+            carrier: None,
+            switch: None,
+            preferred: None,
+            interruption: None,
+            interrupted_at: now,
+            replay_pending: false,
+            outbox: VecDeque::new(),
+            notices: VecDeque::new(),
             credits_due: Vec::new(),
             events: VecDeque::new(),
-            received: 0,
-            received_told: 0,
-            received_bytes_untold: 0,
-            sent: 0,
-            unacknowledged: VecDeque::new(),
-            unacknowledged_bytes: 0,
-            heard_at: now,
-            ping_at: now.saturating_add(config.heartbeat),
+            control_sent: 0,
+            control_expected: 0,
+            attachments: 0,
+            grant_at: now.saturating_add(config.heartbeat),
+            ignored: 0,
             config,
         }
     }
@@ -346,10 +503,34 @@ impl Session {
         self.state
     }
 
-    /// The session's epoch; 0 until it is active.
+    /// The session's epoch.
     #[must_use]
     pub fn epoch(&self) -> u16 {
-        self.epoch
+        self.established.epoch
+    }
+
+    /// What both ends agreed on.
+    #[must_use]
+    pub fn established(&self) -> &Established {
+        &self.established
+    }
+
+    /// Frames that arrived a second time, or late for a device that was let go; they were ignored.
+    #[must_use]
+    pub fn ignored_frames(&self) -> u64 {
+        self.ignored
+    }
+
+    /// The session's links.
+    pub fn paths(&self) -> impl Iterator<Item = PathStatus> {
+        self.paths.iter().map(|path| PathStatus {
+            path: path.id,
+            priority: path.priority,
+            carries: self.is_spread() || self.carrier == Some(path.id),
+            round_trip: path.round_trip,
+            sent_bytes: path.sent_bytes,
+            underway_bytes: path.underway_bytes,
+        })
     }
 
     /// Why the session is closed.
@@ -358,76 +539,170 @@ impl Session {
         self.close_reason.as_ref()
     }
 
-    /// DATA bytes that were sent and not acknowledged.
-    #[must_use]
-    pub fn unacknowledged_bytes(&self) -> usize {
-        self.unacknowledged_bytes
-    }
-
     // Inputs.
 
-    /// A frame arrived. True if it is DATA to be handed to its device.
+    /// A frame arrived by link `path`. True if it is DATA to be handed to its device.
     ///
     /// # Errors
-    /// The peer broke the protocol: the session is closed, the link must be.
+    /// The peer broke the protocol: the session is closed.
     pub fn handle_frame(
         &mut self,
         now: MonotonicTime,
+        path: u16,
         header: &FrameHeader,
         payload: &[u8],
     ) -> Result<bool, ProtocolError> {
-        if self.state == SessionState::Closed {
+        // What a link still carries that was given up is on its way again by another.
+        if self.state == SessionState::Closed || self.path(path).is_none() {
             return Ok(false);
         }
-        self.heard_at = self.heard_at.max(now);
-        let result = match header.kind {
-            FrameKind::Data => self.handle_data(header, payload.len()),
-            _ => self.handle_control(header, payload).map(|()| false),
-        };
+        let result = self.handle_checked(now, path, header, payload);
         if let Err(error) = &result {
             self.fail(error.clone().into());
         }
         result
     }
 
-    /// Time has passed: sends heartbeats, gives up a silent peer.
+    /// Time has passed: sends heartbeats, gives up silent links and a peer that has none left.
     pub fn handle_timeout(&mut self, now: MonotonicTime) {
-        if self.state == SessionState::Closed {
-            return;
-        }
-        if now >= self.silent_at() {
-            let silence_ms = now.saturating_duration_since(self.heard_at).as_millis();
-            self.fail(CloseReason::Silent { silence_ms });
-        } else if now >= self.ping_at {
-            self.ping_at = now.saturating_add(self.config.heartbeat);
-            if self.state == SessionState::Active {
-                self.queue_control(DeviceId(0), Control::Ping(now.as_nanos()));
-                self.grant_the_rest();
+        match self.state {
+            SessionState::Closed => return,
+            SessionState::Interrupted if now >= self.resume_until() => {
+                let reason = format!("none for {} ms", self.config.resume_max.as_millis());
+                self.fail(CloseReason::Link(reason));
+                return;
             }
+            SessionState::Interrupted | SessionState::Active => {}
+        }
+        for path in &mut self.paths {
+            path.handle_timeout(now, &self.config);
+        }
+        let alone = self.paths.len() == 1;
+        let silent = self.paths.iter().find_map(|path| {
+            let (dead_at, patience) = path.dead_at(alone, &self.config)?;
+            (now >= dead_at).then_some((path.id, patience))
+        });
+        // One at a time: the next may then be the only one left.
+        if let Some((path, patience)) = silent {
+            let silence_ms = patience.as_millis();
+            self.lose_path(now, path, PathCause::Silent { silence_ms });
+        }
+        if now >= self.grant_at {
+            self.grant_at = now.saturating_add(self.config.heartbeat);
+            self.grant_the_rest();
+        }
+        if let Some((better, since)) = self.fail_back()
+            && now >= since
+        {
+            self.begin_switch(now, better, PathCause::FailBack);
         }
     }
 
-    /// The link below ended or lost its framing.
-    pub fn handle_link_end(&mut self, reason: CloseReason) {
-        self.fail(reason);
+    /// The link `path` ended or lost its framing.
+    pub fn handle_path_end(&mut self, now: MonotonicTime, path: u16, reason: String) {
+        if self.state != SessionState::Closed {
+            self.lose_path(now, path, PathCause::Closed(reason));
+        }
+    }
+
+    /// The bytes of link `path` are no frames. Whatever flipped them, another link may be good.
+    pub fn handle_bad_frame(&mut self, now: MonotonicTime, path: u16, error: frame::FrameError) {
+        if self.is_first_version() {
+            self.handle_violation(error.into());
+        } else {
+            self.handle_path_end(now, path, error.to_string());
+        }
+    }
+
+    /// The owner found that the peer broke the protocol.
+    pub fn handle_violation(&mut self, error: ProtocolError) {
+        self.fail(error.into());
     }
 
     // Commands of the owner.
 
-    /// Director: lets the greeted host in. `epoch` must exceed that of its sessions before.
-    pub fn welcome(&mut self, epoch: u16) {
-        if self.role == Role::Director && self.state == SessionState::Awaiting {
-            self.epoch = epoch;
-            let welcome = Control::Welcome {
-                version: VERSION.into(),
-                epoch,
-                features: 0,
-                instance: self.config.instance,
-                name: self.config.name.clone(),
-            };
-            self.queue_control(DeviceId(0), welcome);
+    /// A link was welcomed as number `path` of the session. One of the same priority is given up
+    /// for it. False if the session is over or there are too many links.
+    pub fn add_path(&mut self, now: MonotonicTime, path: u16, priority: u8) -> bool {
+        if self.state == SessionState::Closed || usize::from(priority) >= PATHS_MAX {
+            return false;
+        }
+        let replaced = self.paths.iter().find(|known| known.priority == priority);
+        if let Some(replaced) = replaced.map(|known| known.id) {
+            self.lose_path(now, replaced, PathCause::Replaced);
+            if self.state == SessionState::Closed {
+                return false;
+            }
+        }
+        self.paths.push(Path::new(path, priority, now));
+        if self.carrier.is_none() {
+            self.carrier = Some(path);
+        }
+        if self.state == SessionState::Interrupted {
             self.become_state(SessionState::Active);
         }
+        true
+    }
+
+    /// Whether all frames of lost links went out again, and new ones may follow.
+    #[must_use]
+    pub fn replay_is_pending(&self) -> bool {
+        self.replay_pending
+    }
+
+    /// A frame that a lost link did not acknowledge, as its own header names it. Returns the link
+    /// to send it by and its new header; `None` if there is no link, or nobody waits for it any
+    /// more. The order of the lost link must be kept.
+    pub fn replay(
+        &mut self,
+        now: MonotonicTime,
+        header: &FrameHeader,
+        payload_bytes: usize,
+    ) -> Option<(u16, FrameHeader)> {
+        let device = header.device;
+        let carrier = self.carrier?;
+        let (path, credit_limit) = match header.lane {
+            Some(lane) => {
+                let lanes = self.devices.get_mut(&device)?;
+                if lanes.attachment != header.attachment || lanes.state != LaneState::Open {
+                    return None;
+                }
+                let receive = lanes.receive.get_mut(lane.index())?;
+                let credit_limit = receive.grant();
+                (self.path_of(device)?, credit_limit)
+            }
+            None => (carrier, 0),
+        };
+        self.count_transmit(now, path, device, header.attachment, payload_bytes);
+        let replayed = FrameHeader {
+            credit_limit,
+            acknowledge: self.path_mut(path)?.tell_received(),
+            ..*header
+        };
+        Some((path, replayed))
+    }
+
+    /// Everything that had to go out again did.
+    pub fn replayed(&mut self) {
+        self.replay_pending = false;
+    }
+
+    /// The operator wants the frames of both directions to go by link `path`. They do once what is
+    /// underway has arrived.
+    ///
+    /// # Errors
+    /// There is no such link, or the session uses all of its links.
+    pub fn switchover(&mut self, now: MonotonicTime, path: u16) -> Result<(), SwitchoverRefused> {
+        if self.path(path).is_none() {
+            return Err(SwitchoverRefused::NoPath { path });
+        }
+        if self.is_spread() {
+            return Err(SwitchoverRefused::Spread);
+        }
+        self.preferred = Some(path);
+        self.notices.push_back((path, PathState::Preferred));
+        self.begin_switch(now, path, PathCause::Operator);
+        Ok(())
     }
 
     /// Host: asks for `device`, offering `windows` blocks to be received. While the device is still
@@ -437,11 +712,18 @@ impl Session {
             if lanes.state == LaneState::Detaching {
                 lanes.attach_again = Some((generation, windows));
             }
-        } else if self.state == SessionState::Active {
-            self.devices
-                .insert(device, DeviceLanes::new(generation, [0; _], windows));
+        } else if self.state != SessionState::Closed {
+            if !self.is_first_version() {
+                self.attachments = self.attachments.wrapping_add(1);
+            }
+            let attachment = self.attachments;
+            self.devices.insert(
+                device,
+                DeviceLanes::new(generation, attachment, [0; _], windows),
+            );
             self.queue_control(
                 device,
+                attachment,
                 Control::Attach {
                     generation,
                     windows,
@@ -458,9 +740,10 @@ impl Session {
         {
             lanes.state = LaneState::Open;
             lanes.receive = windows.map(ReceiveLane::new);
-            let generation = lanes.generation;
+            let (generation, attachment) = (lanes.generation, lanes.attachment);
             self.queue_control(
                 device,
+                attachment,
                 Control::Attached {
                     generation,
                     windows,
@@ -473,7 +756,8 @@ impl Session {
     pub fn refuse(&mut self, device: DeviceId, reason: String) {
         if let Some(lanes) = self.devices.remove(&device) {
             let generation = lanes.generation;
-            self.queue_control(device, Control::Refused { generation, reason });
+            let refused = Control::Refused { generation, reason };
+            self.queue_control(device, lanes.attachment, refused);
         }
     }
 
@@ -485,8 +769,25 @@ impl Session {
         lanes.attach_again = None;
         if lanes.state != LaneState::Detaching {
             lanes.state = LaneState::Detaching;
-            let generation = lanes.generation;
-            self.queue_control(device, Control::Detach { generation });
+            let (generation, attachment) = (lanes.generation, lanes.attachment);
+            self.queue_control(device, attachment, Control::Detach { generation });
+        }
+    }
+
+    /// Whether a DATA frame may go out: there is a link that `has_room`, told its number and the
+    /// bytes that are underway on it, and nothing must go out before.
+    #[must_use]
+    pub fn may_transmit(&self, has_room: impl Fn(u16, usize) -> bool) -> bool {
+        let has_room = |path: &Path| has_room(path.id, path.underway_bytes);
+        if self.replay_pending || self.switch.is_some() {
+            false
+        } else if self.is_spread() {
+            // The scheduler says whose frame is next, and that says which link: all need room.
+            !self.paths.is_empty() && self.paths.iter().all(has_room)
+        } else {
+            self.carrier
+                .and_then(|carrier| self.path(carrier))
+                .is_some_and(has_room)
         }
     }
 
@@ -528,29 +829,28 @@ impl Session {
         lane.map_or(0, |lane| lane.take(frame::blocks(payload_bytes)))
     }
 
-    /// The header of a DATA frame that goes on the link now, in the order of its lane.
+    /// The link and the header of a DATA frame that goes out now, in the order of its lane.
+    /// `None` unless [`Self::may_transmit`].
     pub fn transmit_data(
         &mut self,
+        now: MonotonicTime,
         device: DeviceId,
         lane: VirtualLane,
         sequence: u32,
         payload_bytes: usize,
-    ) -> FrameHeader {
-        let frame_bytes = frame::HEADER_BYTES + payload_bytes;
-        self.sent = self.sent.wrapping_add(1);
-        self.unacknowledged.push_back(frame_bytes);
-        self.unacknowledged_bytes += frame_bytes;
-        let lanes = self.devices.get_mut(&device);
-        let receive = lanes.and_then(|lanes| lanes.receive.get_mut(lane.index()));
+    ) -> Option<(u16, FrameHeader)> {
+        let path = self.path_of(device)?;
+        let lanes = self.devices.get_mut(&device)?;
+        let attachment = lanes.attachment;
+        let receive = lanes.receive.get_mut(lane.index());
         let credit_limit = receive.map_or(0, ReceiveLane::grant);
-        self.header(
-            FrameKind::Data,
-            device,
-            Some(lane),
-            payload_bytes,
-            sequence,
-            credit_limit,
-        )
+        self.count_transmit(now, path, device, attachment, payload_bytes);
+        let mut header = self.header(path, FrameKind::Data, device, attachment)?;
+        header.lane = Some(lane);
+        header.payload_bytes = u32::try_from(payload_bytes).unwrap_or(u32::MAX);
+        header.sequence = sequence;
+        header.credit_limit = credit_limit;
+        Some((path, header))
     }
 
     /// The buffers of received DATA frames are free: credit of `blocks` goes back to the peer.
@@ -571,18 +871,46 @@ impl Session {
 
     // Outputs.
 
-    /// The next control frame to send: its header and message.
-    pub fn poll_transmit(&mut self) -> Option<(FrameHeader, Control)> {
-        let (device, control) = self
-            .outbox
-            .pop_front()
-            .or_else(|| self.credit_message())
-            .or_else(|| {
-                (self.received_bytes_untold >= ACKNOWLEDGE_BYTES)
-                    .then_some((DeviceId(0), Control::Acknowledge))
-            })?;
-        let header = self.header(control.kind(), device, None, 0, 0, 0);
-        Some((header, control))
+    /// The next control frame to send by link `path`: its header and message.
+    pub fn poll_transmit(
+        &mut self,
+        now: MonotonicTime,
+        path: u16,
+    ) -> Option<(FrameHeader, Control)> {
+        if self.state == SessionState::Closed {
+            return self.last_words(path);
+        }
+        let own = self.path_mut(path)?;
+        if let Some(nonce) = own.pong.take() {
+            return self.unsequenced(path, Control::Pong(nonce));
+        }
+        if let Some(nonce) = own.ping.take() {
+            return self.unsequenced(path, Control::Ping(nonce));
+        }
+        if self.carrier == Some(path) {
+            if let Some((about, state)) = self.notices.pop_front() {
+                return self.unsequenced(path, Control::Path { path: about, state });
+            }
+            if !self.replay_pending
+                && self.switch.is_none()
+                && let Some(outgoing) = self.outbox.pop_front()
+            {
+                return self.transmit_control(now, path, outgoing);
+            }
+            if let Some(credits) = self.credit_message() {
+                return self.unsequenced(path, credits);
+            }
+        }
+        self.path(path)?
+            .acknowledge_is_due()
+            .then(|| self.unsequenced(path, Control::Acknowledge))?
+    }
+
+    /// How many more of the frames that were sent by link `path` have arrived; the owner need not
+    /// keep them.
+    pub fn poll_acknowledged(&mut self, path: u16) -> usize {
+        self.path_mut(path)
+            .map_or(0, |path| std::mem::take(&mut path.acknowledged))
     }
 
     /// The next event.
@@ -593,7 +921,52 @@ impl Session {
     /// When [`Self::handle_timeout`] wants to be called; `None` once closed.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<MonotonicTime> {
-        (self.state != SessionState::Closed).then(|| self.silent_at().min(self.ping_at))
+        match self.state {
+            SessionState::Closed => None,
+            SessionState::Interrupted => Some(self.resume_until()),
+            SessionState::Active => {
+                let alone = self.paths.len() == 1;
+                let dead = |path: &Path| path.dead_at(alone, &self.config).map(|(at, _)| at);
+                let paths = self.paths.iter();
+                let times = paths.flat_map(|path| [Some(path.ping_at), dead(path)]);
+                let fail_back = self.fail_back().map(|(_, at)| at);
+                times
+                    .chain([Some(self.grant_at), fail_back])
+                    .flatten()
+                    .min()
+            }
+        }
+    }
+
+    fn handle_checked(
+        &mut self,
+        now: MonotonicTime,
+        path: u16,
+        header: &FrameHeader,
+        payload: &[u8],
+    ) -> Result<bool, ProtocolError> {
+        if header.version != self.established.version {
+            let version = header.version;
+            return Err(ProtocolError::FrameVersion { version });
+        }
+        if header.epoch != self.established.epoch {
+            return Err(ProtocolError::Epoch {
+                epoch: header.epoch,
+                session_epoch: self.established.epoch,
+            });
+        }
+        self.handle_acknowledge(now, path, header.acknowledge)?;
+        if header.kind.is_sequenced(self.established.version)
+            && let Some(path) = self.path_mut(path)
+        {
+            path.receive(payload.len());
+        }
+        match header.kind {
+            FrameKind::Data => self.handle_data(header, payload.len()),
+            _ => self
+                .handle_control(now, path, header, payload)
+                .map(|()| false),
+        }
     }
 
     fn handle_data(
@@ -601,114 +974,73 @@ impl Session {
         header: &FrameHeader,
         payload_bytes: usize,
     ) -> Result<bool, ProtocolError> {
-        let unexpected = ProtocolError::Unexpected {
-            kind: header.kind,
-            state: self.state,
-        };
-        let (SessionState::Active, Some(lane)) = (self.state, header.lane) else {
+        let first_version = self.is_first_version();
+        let unexpected = ProtocolError::Unexpected { kind: header.kind };
+        let Some(lane) = header.lane else {
             return Err(unexpected);
         };
-        self.check_epoch(header)?;
-        self.handle_acknowledge(header.acknowledge)?;
         let device = header.device;
-        let lanes = self
-            .devices
-            .get_mut(&device)
-            .ok_or(ProtocolError::UnknownDevice { device })?;
-        self.received = self.received.wrapping_add(1);
-        self.received_bytes_untold += frame::HEADER_BYTES + payload_bytes;
+        let lanes = self.devices.get_mut(&device);
+        let Some(lanes) = lanes.filter(|lanes| lanes.attachment == header.attachment) else {
+            if first_version {
+                return Err(ProtocolError::UnknownDevice { device });
+            }
+            // It was let go while a link held this back.
+            self.ignored += 1;
+            return Ok(false);
+        };
         match lanes.state {
             LaneState::Requested => return Err(unexpected),
             LaneState::Detaching => return Ok(false),
             LaneState::Open => {}
         }
+        let out_of_order = |expected| ProtocolError::Sequence {
+            device,
+            lane,
+            expected,
+            sequence: header.sequence,
+        };
+        let mut arrival = Arrival::Next;
         if let Some(receive) = lanes.receive.get_mut(lane.index()) {
-            receive
+            let expected = receive.expected();
+            arrival = receive
                 .arrive(payload_bytes, header.sequence)
                 .map_err(|bad| match bad {
                     BadArrival::NoCredit => ProtocolError::NoCredit { device, lane },
-                    BadArrival::Sequence { expected } => ProtocolError::Sequence {
-                        device,
-                        lane,
-                        expected,
-                        sequence: header.sequence,
-                    },
+                    BadArrival::Sequence { expected } => out_of_order(expected),
                 })?;
+            if arrival == Arrival::Again {
+                if first_version {
+                    return Err(out_of_order(expected));
+                }
+                self.ignored += 1;
+            }
         }
         self.raise_limit(device, lane, header.credit_limit)?;
-        Ok(true)
+        Ok(arrival == Arrival::Next)
     }
 
     fn handle_control(
         &mut self,
+        now: MonotonicTime,
+        path: u16,
         header: &FrameHeader,
         payload: &[u8],
     ) -> Result<(), ProtocolError> {
         let control = Control::parse(header.kind, payload)?;
-        let unexpected = ProtocolError::Unexpected {
-            kind: header.kind,
-            state: self.state,
-        };
-        match (self.role, self.state) {
-            (Role::Director, SessionState::Awaiting) => {
-                let Control::Hello {
-                    version_min,
-                    version_max,
-                    instance,
-                    name,
-                    ..
-                } = control
-                else {
-                    return Err(unexpected);
-                };
-                if !(version_min..=version_max).contains(&u16::from(VERSION)) {
-                    return Err(ProtocolError::Version {
-                        version_min,
-                        version_max,
-                    });
-                }
-                // A second HELLO is refused by the state once the owner has answered the first.
-                if self.events.is_empty() {
-                    self.events.push_back(SessionEvent::Greeted {
-                        host: name,
-                        instance,
-                    });
-                }
+        if !self.is_first_version() && header.kind.is_sequenced(self.established.version) {
+            let (sequence, expected) = (header.sequence, self.control_expected);
+            if is_before(sequence, expected) {
+                self.ignored += 1;
                 return Ok(());
             }
-            (Role::Host, SessionState::Greeting) => {
-                return match control {
-                    Control::Welcome {
-                        version,
-                        epoch,
-                        name,
-                        ..
-                    } => {
-                        if version != u16::from(VERSION) {
-                            let (version_min, version_max) = (version, version);
-                            return Err(ProtocolError::Version {
-                                version_min,
-                                version_max,
-                            });
-                        }
-                        self.epoch = epoch;
-                        self.become_state(SessionState::Active);
-                        self.events
-                            .push_back(SessionEvent::Active { director: name });
-                        Ok(())
-                    }
-                    Control::Close(reason) => {
-                        self.fail(CloseReason::Peer(reason));
-                        Ok(())
-                    }
-                    _ => Err(unexpected),
-                };
+            if sequence != expected {
+                return Err(ProtocolError::ControlSequence { expected, sequence });
             }
-            _ => {}
+            self.control_expected = expected.wrapping_add(1);
         }
-        self.check_epoch(header)?;
-        self.handle_acknowledge(header.acknowledge)?;
-        let device = header.device;
+        let unexpected = ProtocolError::Unexpected { kind: header.kind };
+        let (device, attachment) = (header.device, header.attachment);
         match (self.role, control) {
             (
                 Role::Director,
@@ -717,11 +1049,14 @@ impl Session {
                     windows,
                 },
             ) => {
-                if self.devices.len() >= DEVICES_MAX || self.devices.contains_key(&device) {
+                let known = self.devices.contains_key(&device);
+                if known || self.devices.len() >= DEVICES_MAX {
                     return Err(ProtocolError::Attach { device });
                 }
-                self.devices
-                    .insert(device, DeviceLanes::new(generation, windows, [0; _]));
+                self.devices.insert(
+                    device,
+                    DeviceLanes::new(generation, attachment, windows, [0; _]),
+                );
                 self.events
                     .push_back(SessionEvent::AttachRequested { device, generation });
             }
@@ -733,7 +1068,6 @@ impl Session {
                 },
             ) => {
                 let lanes = self.requested(device, generation)?;
-                // A detach may have crossed the answer; the lanes then stay closed.
                 if lanes.state == LaneState::Requested {
                     lanes.state = LaneState::Open;
                     lanes.send = windows.map(SendLane::new);
@@ -742,15 +1076,9 @@ impl Session {
             }
             (Role::Host, Control::Refused { generation, reason }) => {
                 self.requested(device, generation)?;
-                let lanes = self.devices.remove(&device);
-                match lanes.filter(|lanes| lanes.state == LaneState::Detaching) {
-                    Some(DeviceLanes {
-                        attach_again: Some((generation, windows)),
-                        ..
-                    }) => {
-                        self.attach(device, generation, windows);
-                    }
-                    Some(_let_go) => {}
+                let refused = self.devices.remove(&device);
+                match refused.filter(|lanes| lanes.state == LaneState::Detaching) {
+                    Some(let_go) => self.attach_again(device, let_go),
                     None => self
                         .events
                         .push_back(SessionEvent::Refused { device, reason }),
@@ -758,13 +1086,14 @@ impl Session {
             }
             (_, Control::Detach { generation }) => {
                 // A refusal that crossed our detach leaves nothing to answer.
-                let Some(lanes) = self.devices.get(&device) else {
+                let Some(lanes) = self.devices.remove(&device) else {
                     return Ok(());
                 };
-                let ours = lanes.state == LaneState::Detaching;
-                self.devices.remove(&device);
-                if !ours {
-                    self.queue_control(device, Control::Detach { generation });
+                if lanes.state == LaneState::Detaching {
+                    self.attach_again(device, lanes);
+                } else {
+                    let detach = Control::Detach { generation };
+                    self.queue_control(device, attachment, detach);
                     self.events.push_back(SessionEvent::Detached { device });
                 }
             }
@@ -778,15 +1107,30 @@ impl Session {
                     self.raise_limit(device, lane, limit)?;
                 }
             }
-            (_, Control::Acknowledge | Control::Pong(_)) => {}
+            (_, Control::Acknowledge) => {}
+            (_, Control::Pong(nonce)) => {
+                if let Some(path) = self.path_mut(path) {
+                    path.handle_pong(now, nonce);
+                }
+            }
             (_, Control::Ping(nonce)) => {
-                // One answer is enough for a peer that asks faster than it reads.
-                let waiting = |(_, control): &(_, Control)| matches!(control, Control::Pong(_));
-                if !self.outbox.iter().rev().take(8).any(waiting) {
-                    self.queue_control(DeviceId(0), Control::Pong(nonce));
+                if let Some(path) = self.path_mut(path) {
+                    path.pong = Some(nonce);
                 }
             }
             (_, Control::Close(reason)) => self.fail(CloseReason::Peer(reason)),
+            (_, Control::Path { path, state }) if !self.is_first_version() => {
+                // A notice may be late: of a link that is gone there is nothing to say.
+                if self.path(path).is_some() {
+                    match state {
+                        PathState::Lost => self.lose_path(now, path, PathCause::PeerGaveUp),
+                        PathState::Preferred => {
+                            self.preferred = Some(path);
+                            self.begin_switch(now, path, PathCause::Operator);
+                        }
+                    }
+                }
+            }
             _ => return Err(unexpected),
         }
         if self.outbox.len() > CONTROL_FRAMES_MAX {
@@ -806,29 +1150,248 @@ impl Session {
             .ok_or(ProtocolError::UnknownDevice { device })
     }
 
-    fn check_epoch(&self, header: &FrameHeader) -> Result<(), ProtocolError> {
-        if header.epoch == self.epoch {
-            Ok(())
-        } else {
-            Err(ProtocolError::Epoch {
-                epoch: header.epoch,
-                session_epoch: self.epoch,
-            })
+    fn attach_again(&mut self, device: DeviceId, let_go: DeviceLanes) {
+        if let Some((generation, windows)) = let_go.attach_again {
+            self.attach(device, generation, windows);
         }
     }
 
-    fn handle_acknowledge(&mut self, acknowledge: u32) -> Result<(), ProtocolError> {
-        let pending = self.sent.wrapping_sub(acknowledge);
-        let pending = usize::try_from(pending).unwrap_or(usize::MAX);
-        let newly = self
-            .unacknowledged
-            .len()
-            .checked_sub(pending)
-            .ok_or(ProtocolError::Acknowledge)?;
-        for frame_bytes in self.unacknowledged.drain(..newly) {
-            self.unacknowledged_bytes -= frame_bytes;
+    fn handle_acknowledge(
+        &mut self,
+        now: MonotonicTime,
+        id: u16,
+        acknowledge: u32,
+    ) -> Result<(), ProtocolError> {
+        let spread = self.is_spread();
+        let devices = &mut self.devices;
+        let Some(path) = self.paths.iter_mut().find(|path| path.id == id) else {
+            return Ok(());
+        };
+        let newly = path.acknowledge(now, acknowledge, |frame| {
+            if spread
+                && let Some(lanes) = devices.get_mut(&frame.device)
+                && lanes.attachment == frame.attachment
+            {
+                lanes.underway = lanes.underway.saturating_sub(1);
+            }
+        });
+        let newly = newly.map_err(|_bad| ProtocolError::Acknowledge)?;
+        let drained = path.underway.is_empty();
+        if newly > 0 && self.carrier == Some(id) {
+            self.end_interruption(now, id);
+            if drained {
+                self.finish_switch(now);
+            }
         }
         Ok(())
+    }
+
+    /// A link is given up.
+    fn lose_path(&mut self, now: MonotonicTime, id: u16, cause: PathCause) {
+        let Some(at) = self.paths.iter().position(|path| path.id == id) else {
+            return;
+        };
+        let path = self.paths.remove(at);
+        for frame in &path.underway {
+            if let Some(lanes) = self.devices.get_mut(&frame.device)
+                && lanes.attachment == frame.attachment
+            {
+                lanes.underway = lanes.underway.saturating_sub(1);
+            }
+        }
+        self.events.push_back(SessionEvent::PathLost {
+            path: id,
+            acknowledged: path.acknowledged,
+            cause: cause.clone(),
+        });
+        if self.is_first_version() {
+            self.fail(CloseReason::Link(cause.to_string()));
+            return;
+        }
+        // Also of frames that were picked for it and are not in its queue yet.
+        self.replay_pending = true;
+        if self.preferred == Some(id) {
+            self.preferred = None;
+        }
+        if cause != PathCause::PeerGaveUp {
+            self.notices.push_back((id, PathState::Lost));
+        }
+        self.notices.truncate(2 * PATHS_MAX);
+        if self.carrier == Some(id) || self.is_spread() {
+            let idle = path.underway.is_empty();
+            // The first loss counts, if the next link is lost before it carried anything.
+            self.interruption.get_or_insert(Interruption {
+                since: if idle { now } else { path.waits_since },
+                from: id,
+                cause,
+            });
+        }
+        if self.carrier == Some(id) {
+            self.carrier = self.best_path();
+            self.switch = None;
+            if let Some(carrier) = self.carrier
+                && path.underway.is_empty()
+            {
+                // Nothing has to get through before the next frame may.
+                self.end_interruption(now, carrier);
+            }
+        } else if self.switch.as_ref().is_some_and(|(to, _)| *to == id) {
+            self.switch = None;
+        }
+        // The limits that were on their way are lost with it; they are absolute, so any link may
+        // tell them again.
+        for (device, lanes) in &mut self.devices {
+            for (lane, receive) in VirtualLane::ALL.into_iter().zip(&mut lanes.receive) {
+                if receive.was_used() && !receive.due {
+                    receive.due = true;
+                    self.credits_due.push((*device, lane));
+                }
+            }
+        }
+        if self.paths.is_empty() {
+            self.interrupted_at = now;
+            self.become_state(SessionState::Interrupted);
+        }
+    }
+
+    fn begin_switch(&mut self, now: MonotonicTime, to: u16, cause: PathCause) {
+        if self.carrier == Some(to) || self.is_spread() {
+            self.switch = None;
+            return;
+        }
+        self.switch = Some((to, cause));
+        let carrier = self.carrier.and_then(|carrier| self.path(carrier));
+        if carrier.is_none_or(|carrier| carrier.underway.is_empty()) {
+            self.finish_switch(now);
+        }
+    }
+
+    /// Everything that the old carrier had to bring has arrived.
+    fn finish_switch(&mut self, now: MonotonicTime) {
+        let Some((to, cause)) = self.switch.take() else {
+            return;
+        };
+        if let Some(from) = self.carrier.replace(to) {
+            self.events.push_back(SessionEvent::PathChanged(PathChange {
+                at: now,
+                from,
+                to,
+                cause,
+                gap: Duration::ZERO,
+            }));
+        }
+    }
+
+    fn end_interruption(&mut self, now: MonotonicTime, to: u16) {
+        if let Some(Interruption { since, from, cause }) = self.interruption.take() {
+            let gap = now.saturating_duration_since(since);
+            self.events.push_back(SessionEvent::PathChanged(PathChange {
+                at: now,
+                from,
+                to,
+                cause,
+                gap,
+            }));
+        }
+    }
+
+    /// The link that should carry the frames.
+    fn best_path(&self) -> Option<u16> {
+        self.preferred.or_else(|| {
+            let best = self.paths.iter().min_by_key(|path| path.priority);
+            best.map(|path| path.id)
+        })
+    }
+
+    /// A link that is better than the carrier, and from when on it may be used.
+    fn fail_back(&self) -> Option<(u16, MonotonicTime)> {
+        let best = self.best_path()?;
+        if self.is_spread() || self.carrier == Some(best) || self.switch.is_some() {
+            return None;
+        }
+        let path = self.path(best)?;
+        Some((best, path.up_at.saturating_add(self.config.hold_down)))
+    }
+
+    /// The link for the next frame of a device.
+    fn path_of(&mut self, device: DeviceId) -> Option<u16> {
+        if !self.is_spread() {
+            return self.carrier;
+        }
+        let lanes = self.devices.get_mut(&device)?;
+        let current = lanes.path;
+        // Between two frames it may go to the link that has least to do, and had least.
+        if lanes.underway == 0 || !self.paths.iter().any(|path| path.id == current) {
+            let load = |path: &&Path| (path.underway_bytes, path.sent_bytes);
+            lanes.path = self.paths.iter().min_by_key(load)?.id;
+        }
+        Some(lanes.path)
+    }
+
+    fn count_transmit(
+        &mut self,
+        now: MonotonicTime,
+        path: u16,
+        device: DeviceId,
+        attachment: u8,
+        payload_bytes: usize,
+    ) {
+        let alone = self.paths.len() == 1;
+        if self.is_spread()
+            && let Some(lanes) = self.devices.get_mut(&device)
+            && lanes.attachment == attachment
+        {
+            lanes.underway += 1;
+            lanes.path = path;
+        }
+        let config = &self.config;
+        if let Some(path) = self.paths.iter_mut().find(|known| known.id == path) {
+            path.transmit(now, payload_bytes, device, attachment);
+            if !alone {
+                path.ask_soon(now, config);
+            }
+        }
+    }
+
+    fn transmit_control(
+        &mut self,
+        now: MonotonicTime,
+        path: u16,
+        outgoing: Outgoing,
+    ) -> Option<(FrameHeader, Control)> {
+        let Outgoing {
+            device,
+            attachment,
+            control,
+        } = outgoing;
+        let kind = control.kind();
+        let mut header = self.header(path, kind, device, attachment)?;
+        if kind.is_sequenced(self.established.version) {
+            header.sequence = self.control_sent;
+            self.control_sent = self.control_sent.wrapping_add(1);
+            let mut payload = Vec::new();
+            control.encode(&mut payload);
+            self.count_transmit(now, path, device, attachment, payload.len());
+        }
+        Some((header, control))
+    }
+
+    fn unsequenced(&mut self, path: u16, control: Control) -> Option<(FrameHeader, Control)> {
+        let header = self.header(path, control.kind(), DeviceId(0), 0)?;
+        Some((header, control))
+    }
+
+    /// Tells the peer once on each link why the session is over, unless it knows.
+    fn last_words(&mut self, path: u16) -> Option<(FrameHeader, Control)> {
+        let reason = match &self.close_reason {
+            None | Some(CloseReason::Peer(_) | CloseReason::Link(_)) => return None,
+            Some(reason) => reason.to_string(),
+        };
+        let own = self.path_mut(path)?;
+        if std::mem::replace(&mut own.close_told, true) {
+            return None;
+        }
+        self.unsequenced(path, Control::Close(reason))
     }
 
     fn raise_limit(
@@ -867,7 +1430,7 @@ impl Session {
         }
     }
 
-    fn credit_message(&mut self) -> Option<(DeviceId, Control)> {
+    fn credit_message(&mut self) -> Option<Control> {
         let count = self.credits_due.len().min(CREDITS_MAX);
         let credits: Vec<_> = self
             .credits_due
@@ -886,43 +1449,58 @@ impl Session {
                 })
             })
             .collect();
-        (!credits.is_empty()).then_some((DeviceId(0), Control::Credit(credits)))
+        (!credits.is_empty()).then_some(Control::Credit(credits))
     }
 
     fn header(
         &mut self,
+        path: u16,
         kind: FrameKind,
         device: DeviceId,
-        lane: Option<VirtualLane>,
-        payload_bytes: usize,
-        sequence: u32,
-        credit_limit: u32,
-    ) -> FrameHeader {
-        self.received_told = self.received;
-        self.received_bytes_untold = 0;
-        FrameHeader {
+        attachment: u8,
+    ) -> Option<FrameHeader> {
+        let acknowledge = self.path_mut(path)?.tell_received();
+        Some(FrameHeader {
+            version: self.established.version,
             kind,
-            lane,
+            lane: None,
             more: false,
-            epoch: self.epoch,
+            epoch: self.established.epoch,
             device,
-            payload_bytes: u32::try_from(payload_bytes).unwrap_or(u32::MAX),
-            sequence,
-            credit_limit,
-            acknowledge: self.received_told,
-        }
+            payload_bytes: 0,
+            attachment,
+            sequence: 0,
+            credit_limit: 0,
+            acknowledge,
+        })
     }
 
-    fn queue_control(&mut self, device: DeviceId, control: Control) {
-        self.outbox.push_back((device, control));
+    fn queue_control(&mut self, device: DeviceId, attachment: u8, control: Control) {
+        self.outbox.push_back(Outgoing {
+            device,
+            attachment,
+            control,
+        });
     }
 
-    fn silent_at(&self) -> MonotonicTime {
-        let patience = match self.state {
-            SessionState::Active | SessionState::Closed => self.config.silence_max,
-            SessionState::Greeting | SessionState::Awaiting => self.config.greeting_max,
-        };
-        self.heard_at.saturating_add(patience)
+    fn path(&self, id: u16) -> Option<&Path> {
+        self.paths.iter().find(|path| path.id == id)
+    }
+
+    fn path_mut(&mut self, id: u16) -> Option<&mut Path> {
+        self.paths.iter_mut().find(|path| path.id == id)
+    }
+
+    fn is_spread(&self) -> bool {
+        self.established.features & features::SPREAD != 0
+    }
+
+    fn is_first_version(&self) -> bool {
+        self.established.version == VERSION_MIN
+    }
+
+    fn resume_until(&self) -> MonotonicTime {
+        self.interrupted_at.saturating_add(self.config.resume_max)
     }
 
     fn fail(&mut self, reason: CloseReason) {
@@ -930,10 +1508,8 @@ impl Session {
             return;
         }
         self.outbox.clear();
+        self.notices.clear();
         self.credits_due.clear();
-        if !matches!(reason, CloseReason::Peer(_) | CloseReason::Link(_)) {
-            self.queue_control(DeviceId(0), Control::Close(reason.to_string()));
-        }
         self.close_reason = Some(reason);
         self.devices.clear();
         self.become_state(SessionState::Closed);
@@ -946,11 +1522,14 @@ impl Session {
 }
 
 impl DeviceLanes {
-    fn new(generation: u32, send: Windows, receive: Windows) -> Self {
+    fn new(generation: u32, attachment: u8, send: Windows, receive: Windows) -> Self {
         Self {
             state: LaneState::Requested,
             attach_again: None,
             generation,
+            attachment,
+            path: 0,
+            underway: 0,
             send: send.map(SendLane::new),
             receive: receive.map(ReceiveLane::new),
         }

@@ -8,7 +8,7 @@ use fabric_transport::{DeviceId, LaneClient, LaneSet, Receipt, VirtualLane};
 
 use super::port::{HeldFrame, PortShared, Vnic, charge_bytes};
 use super::switch::{Destination, DropReason, Source};
-use crate::director::epoch_is_later;
+use fabric_transport::acceptor::epoch_is_later;
 
 /// Two VLAN tags may stand between the addresses and what the MTU counts.
 const VLAN_BYTES_MAX: usize = 8;

@@ -5,13 +5,15 @@
 //! would report success the next time, so the medium refuses everything but reads from then on.
 //!
 //! An advisory lock (flock) keeps two directors from writing one file: exclusive for a writable
-//! unit, shared for a read-only one.
+//! unit, shared for a read-only one. A director that shares its files with a standby holds it only
+//! while somebody uses the unit; without it the medium refuses everything.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use scsi_target::{BlockDevice, MediumError, MediumErrorKind, Provisioning};
@@ -74,10 +76,13 @@ pub enum FileLunError {
 #[derive(Debug)]
 pub struct FileLun {
     file: File,
+    path: PathBuf,
     block_bytes: u32,
     block_count: u64,
     read_only: bool,
     thin: bool,
+    /// Whether the file is locked; held for reading while the medium works.
+    claimed: RwLock<bool>,
     /// A flush failed: what was written since the last one may be lost.
     lost_writes: AtomicBool,
 }
@@ -88,6 +93,20 @@ impl FileLun {
     /// # Errors
     /// [`FileLunError`].
     pub fn open(path: &Path, block_bytes: u32, read_only: bool) -> Result<Self, FileLunError> {
+        let lun = Self::open_unclaimed(path, block_bytes, read_only)?;
+        lun.claim()?;
+        Ok(lun)
+    }
+
+    /// Opens `path` without locking it: it cannot be used before [`Self::claim`].
+    ///
+    /// # Errors
+    /// [`FileLunError`].
+    pub fn open_unclaimed(
+        path: &Path,
+        block_bytes: u32,
+        read_only: bool,
+    ) -> Result<Self, FileLunError> {
         let owned = || path.to_owned();
         let inspect = |source| FileLunError::Inspect {
             path: path.to_owned(),
@@ -106,16 +125,6 @@ impl FileLun {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(FileLunError::Kind { path: owned() });
         }
-        let locked = if read_only {
-            file.try_lock_shared()
-        } else {
-            file.try_lock()
-        };
-        match locked {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(FileLunError::Locked { path: owned() }),
-            Err(TryLockError::Error(source)) => return Err(inspect(source)),
-        }
         // Unlike its metadata, its end tells the size of a block device too.
         let bytes = file.seek(SeekFrom::End(0)).map_err(inspect)?;
         let block_count = bytes.checked_div(block_bytes.into()).unwrap_or(0);
@@ -129,11 +138,65 @@ impl FileLun {
         Ok(Self {
             thin: kind.is_file() && !read_only,
             file,
+            path: path.to_owned(),
+            claimed: RwLock::new(false),
             block_bytes,
             block_count,
             read_only,
             lost_writes: AtomicBool::new(false),
         })
+    }
+
+    /// Locks the file, unless it is.
+    ///
+    /// # Errors
+    /// Another process has it.
+    pub fn claim(&self) -> Result<(), FileLunError> {
+        let mut claimed = self.claimed.write().unwrap_or_else(PoisonError::into_inner);
+        if *claimed {
+            return Ok(());
+        }
+        let locked = if self.read_only {
+            self.file.try_lock_shared()
+        } else {
+            self.file.try_lock()
+        };
+        let path = self.path.clone();
+        match locked {
+            Ok(()) => *claimed = true,
+            Err(TryLockError::WouldBlock) => return Err(FileLunError::Locked { path }),
+            Err(TryLockError::Error(source)) => return Err(FileLunError::Inspect { path, source }),
+        }
+        Ok(())
+    }
+
+    /// Waits for what the medium does, makes it durable, and lets another process have the file.
+    pub fn give_up(&self) {
+        let mut claimed = self.claimed.write().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut *claimed) {
+            if !self.read_only
+                && let Err(error) = self.sync()
+            {
+                tracing::error!(?error, path = %self.path.display(), "not flushed");
+            }
+            if let Err(error) = self.file.unlock() {
+                tracing::error!(%error, path = %self.path.display(), "not unlocked");
+            }
+        }
+    }
+
+    /// Keeps the lock for an access.
+    fn claimed(&self, lba: u64) -> Result<RwLockReadGuard<'_, bool>, MediumError> {
+        let claimed = self.claimed.read().unwrap_or_else(PoisonError::into_inner);
+        let unavailable = MediumError {
+            kind: MediumErrorKind::Unavailable,
+            lba: Some(lba),
+        };
+        if *claimed {
+            Ok(claimed)
+        } else {
+            Err(unavailable)
+        }
     }
 
     fn offset(&self, lba: u64) -> Result<u64, MediumError> {
@@ -224,11 +287,13 @@ impl BlockDevice for FileLun {
     }
 
     fn read(&self, lba: u64, buffer: &mut [u8]) -> Result<(), MediumError> {
+        let _claimed = self.claimed(lba)?;
         let read = self.file.read_exact_at(buffer, self.offset(lba)?);
         read.map_err(|error| failed(&error, MediumErrorKind::Read, lba))
     }
 
     fn write(&self, lba: u64, data: &[u8], fua: bool) -> Result<(), MediumError> {
+        let _claimed = self.claimed(lba)?;
         self.check_writes(Some(lba))?;
         let written = self.file.write_all_at(data, self.offset(lba)?);
         written.map_err(|error| failed(&error, MediumErrorKind::Write, lba))?;
@@ -236,13 +301,16 @@ impl BlockDevice for FileLun {
     }
 
     fn flush(&self) -> Result<(), MediumError> {
+        let _claimed = self.claimed(0)?;
         if self.read_only { Ok(()) } else { self.sync() }
     }
 
     fn unmap(&self, lba: u64, blocks: u64) -> Result<(), MediumError> {
+        let claimed = self.claimed(lba)?;
         self.check_writes(Some(lba))?;
-        self.punch(lba, blocks)
-            .unwrap_or_else(|| self.write_zeroes(lba, blocks, false))
+        let punched = self.punch(lba, blocks);
+        drop(claimed);
+        punched.unwrap_or_else(|| self.write_zeroes(lba, blocks, false))
     }
 }
 
@@ -307,6 +375,26 @@ mod tests {
             FileLun::open(file.path(), 512, true),
             Err(FileLunError::Locked { .. })
         ));
+    }
+
+    #[test]
+    fn shared_file_is_used_by_whoever_claimed_it() {
+        let file = file(4096);
+        let open = || FileLun::open_unclaimed(file.path(), 512, false).unwrap();
+        let (first, second) = (open(), open());
+        let mut block = [0; 512];
+        let unavailable = first.read(0, &mut block).unwrap_err();
+        assert_eq!(unavailable.kind, MediumErrorKind::Unavailable);
+        first.claim().unwrap();
+        first.claim().unwrap();
+        assert!(matches!(second.claim(), Err(FileLunError::Locked { .. })));
+        first.write(0, &[7; 512], false).unwrap();
+        assert!(second.write(0, &[8; 512], false).is_err());
+        first.give_up();
+        second.claim().unwrap();
+        second.read(0, &mut block).unwrap();
+        assert_eq!(block, [7; 512]);
+        assert!(first.write(0, &[9; 512], false).is_err());
     }
 
     #[test]

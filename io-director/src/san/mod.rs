@@ -29,7 +29,7 @@ use fabric_transport::control::Windows;
 
 pub use file_lun::{FileLun, FileLunError};
 pub use port::SanPort;
-pub use vhba::{Lun, Vhba, VhbaError};
+pub use vhba::{ClientError, Lun, Vhba, VhbaError};
 
 /// Commands of one vHBA that may wait or run here.
 pub const COMMANDS_MAX: u32 = 64;

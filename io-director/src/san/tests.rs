@@ -11,14 +11,11 @@ use fabric_config::LabConfig;
 use fabric_payload::scsi::{
     Command, Data, InformationUnit, ServiceResponse, Tag, TaskFunction, TaskResponse,
 };
-use fabric_transport::endpoint::{DeviceGrant, Endpoint, session_config};
-use fabric_transport::link::in_process_pair;
-use fabric_transport::session::{CloseReason, Role};
+use fabric_transport::endpoint::{DeviceGrant, Endpoint};
 use fabric_transport::{
-    DeviceId, Directory, EndpointConfig, FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused,
-    VirtualLane,
+    DeviceId, Directory, FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused, VirtualLane,
 };
-use qos::{DeviceRate, LinkBudget};
+use qos::DeviceRate;
 
 use crate::Director;
 
@@ -114,21 +111,14 @@ impl LaneClient for HostVhba {
 struct HostDirectory(Mutex<Vec<(DeviceId, DeviceGrant)>>);
 
 impl Directory for HostDirectory {
-    fn greeted(&self, _: &Arc<Endpoint>, _: &str, _: u64) -> Result<u16, String> {
-        Err("a host is not greeted".into())
-    }
-    fn active(&self, endpoint: &Arc<Endpoint>, _: &str) {
+    fn active(&self, endpoint: &Arc<Endpoint>) {
         for (device, grant) in self.0.lock().unwrap().drain(..) {
             endpoint.attach(device, 0, grant).unwrap();
         }
     }
-    fn attach(&self, _: &str, _: DeviceId, _: u32) -> Result<DeviceGrant, String> {
-        Err("a host serves nothing".into())
-    }
     fn refused(&self, device: DeviceId, reason: &str) {
         panic!("{device}: {reason}");
     }
-    fn closed(&self, _: &Arc<Endpoint>, _: &CloseReason) {}
 }
 
 /// A director with its files, and one host's session.
@@ -284,14 +274,6 @@ fn connect(
     mpsc::Receiver<(DeviceId, Seen)>,
     mpsc::Receiver<()>,
 ) {
-    let (near, far) = in_process_pair("host1");
-    // Both threads end with their session.
-    drop(Endpoint::start(
-        director.endpoint_config(),
-        far,
-        director.directory(),
-        "director",
-    ));
     let (seen_sender, seen) = mpsc::channel();
     let (writable_sender, writable) = mpsc::channel();
     let devices = [MIXED, SHARING].map(|device| {
@@ -312,13 +294,8 @@ fn connect(
             },
         )
     });
-    let config = EndpointConfig {
-        role: Role::Host,
-        session: session_config("host1"),
-        budget: LinkBudget::new("host1 uplink", "10G".parse().unwrap()),
-    };
     let directory = Arc::new(HostDirectory(Mutex::new(devices.into())));
-    let (endpoint, _detached) = Endpoint::start(config, near, directory, "host").unwrap();
+    let endpoint = crate::testing::session(director, directory);
     (endpoint, seen, writable)
 }
 

@@ -1,6 +1,6 @@
 //! A vHBA: its LUN map, the nexus of each LUN, and the session that has it now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -54,29 +54,86 @@ pub enum VhbaError {
     Thread(#[source] io::Error),
 }
 
+/// Why a vHBA cannot be attached now.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Its port.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
+    /// One of its logical units.
+    #[error(transparent)]
+    File(#[from] FileLunError),
+}
+
 /// An open logical unit of a SAN port, shared by any number of vHBAs.
 #[derive(Debug)]
 pub struct Lun {
     unit: Arc<LogicalUnit>,
+    file: Arc<FileLun>,
+    /// Sessions that use it, if it is locked only for these; else `None`.
+    users: Option<Mutex<usize>>,
     delay: Duration,
     /// Of all vHBAs that see it: a reset of the unit ends the tasks of all.
     nexuses: Mutex<Vec<Weak<Nexus>>>,
 }
 
 impl Lun {
-    /// Opens the file of `config`.
+    /// Opens the file of `config`. A `shared` one is locked only while a session uses it, so that
+    /// another director may have it at other times.
     ///
     /// # Errors
     /// [`VhbaError`].
-    pub fn open(config: &LunConfig) -> Result<Self, VhbaError> {
-        let file = FileLun::open(&config.file, config.block_bytes, config.read_only)?;
+    pub fn open(config: &LunConfig, shared: bool) -> Result<Self, VhbaError> {
+        let open = if shared {
+            FileLun::open_unclaimed
+        } else {
+            FileLun::open
+        };
+        let file = Arc::new(open(&config.file, config.block_bytes, config.read_only)?);
         let identity = Identity::from_serial(&config.serial)?.with_read_only(config.read_only);
-        let unit = Arc::new(LogicalUnit::new(identity, Arc::new(file))?);
+        let unit = Arc::new(LogicalUnit::new(identity, file.clone())?);
         Ok(Self {
             unit,
+            file,
+            users: shared.then(Mutex::default),
             delay: config.delay,
             nexuses: Mutex::default(),
         })
+    }
+
+    /// A session is about to use it.
+    ///
+    /// # Errors
+    /// Another director has it.
+    fn claim(&self) -> Result<(), FileLunError> {
+        let Some(users) = &self.users else {
+            return Ok(());
+        };
+        let mut users = users.lock().unwrap_or_else(PoisonError::into_inner);
+        self.file.claim()?;
+        *users += 1;
+        Ok(())
+    }
+
+    /// A session uses it no more.
+    fn give_up(self: &Arc<Self>) {
+        let Some(users) = &self.users else { return };
+        *users.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        // A slow medium is waited for, which no session may.
+        let lun = self.clone();
+        let waiting = std::thread::Builder::new().name("lun-release".to_owned());
+        if let Err(error) = waiting.spawn(move || lun.release()) {
+            tracing::warn!(%error, "no thread waits for a logical unit");
+            self.release();
+        }
+    }
+
+    fn release(&self) {
+        let Some(users) = &self.users else { return };
+        let users = users.lock().unwrap_or_else(PoisonError::into_inner);
+        if *users == 0 {
+            self.file.give_up();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Weak<Nexus>>> {
@@ -105,6 +162,8 @@ pub(super) struct VhbaShared {
     pub(super) counters: VhbaCounters,
     pub(super) current: Mutex<Option<Arc<VhbaSession>>>,
     sessions: AtomicU64,
+    /// Those of them that claimed the LUNs.
+    claims: Mutex<HashSet<u64>>,
     device: DeviceId,
     port: Arc<SanPortShared>,
     /// Whether commands have to wait for the port; only ever becomes true.
@@ -179,6 +238,7 @@ impl Vhba {
             counters: VhbaCounters::default(),
             current: Mutex::default(),
             sessions: AtomicU64::new(0),
+            claims: Mutex::default(),
             device: config.id,
             limited: AtomicBool::new(port.shared().is_limited(config.id)),
             port: port.shared(),
@@ -210,16 +270,20 @@ impl Vhba {
         Ok(())
     }
 
-    /// The owner of the vHBA for one session, with what the vHBA reserved on its port until the
-    /// session ends.
+    /// The owner of the vHBA for one session, with what the vHBA reserved on its port, and the locks
+    /// of its LUNs, until the session ends.
     ///
     /// # Errors
-    /// The port cannot carry what the vHBA reserves; nothing has changed.
-    pub fn client(&self) -> Result<Arc<dyn LaneClient>, AdmissionError> {
+    /// The port cannot carry what the vHBA reserves, or another director has a LUN; nothing has
+    /// changed.
+    pub fn client(&self) -> Result<Arc<dyn LaneClient>, ClientError> {
         let shared = &self.shared;
         let number = shared.sessions.fetch_add(1, Ordering::Relaxed);
         shared.port.attach(shared.device, number)?;
-        Ok(VhbaSession::new(shared.clone(), number))
+        // From here on dropping the session gives everything back.
+        let session = VhbaSession::new(shared.clone(), number);
+        shared.claim(number)?;
+        Ok(session)
     }
 
     /// Gives the vHBA other words at its port, in force at once and kept for later sessions. What
@@ -337,9 +401,31 @@ impl VhbaShared {
         }
     }
 
-    /// Gives back what a session reserved on the port.
+    fn claim(&self, session: u64) -> Result<(), FileLunError> {
+        let mut claimed = Vec::with_capacity(self.luns.len());
+        for mapped in self.luns.values() {
+            if let Err(error) = mapped.lun.claim() {
+                claimed.into_iter().for_each(Lun::give_up);
+                return Err(error);
+            }
+            claimed.push(&mapped.lun);
+        }
+        self.lock_claims().insert(session);
+        Ok(())
+    }
+
+    fn lock_claims(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives back what a session reserved on the port, and its LUNs.
     pub(super) fn leave(&self, session: u64) {
         self.port.detach(self.device, session);
+        if self.lock_claims().remove(&session) {
+            for mapped in self.luns.values() {
+                mapped.lun.give_up();
+            }
+        }
     }
 
     /// The session that had the vHBA is gone (SAM-5 section 6.3.4).

@@ -22,7 +22,7 @@ use super::nexus::{Fate, Nexus};
 use super::task_set::{Task, TaskKey};
 use super::vhba::VhbaShared;
 use crate::credit;
-use crate::director::epoch_is_later;
+use fabric_transport::acceptor::epoch_is_later;
 
 /// Data up to this size travels in one call with the status that ends it.
 const JOINED_DATA_BYTES_MAX: usize = 16 * 1024;

@@ -12,14 +12,16 @@ mod raw_peer;
 pub mod target;
 mod watched;
 
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use fabric_transport::endpoint::{DeviceGrant, Endpoint};
+use fabric_transport::endpoint::{DeviceGrant, Endpoint, NewPath, session_config};
 use fabric_transport::link::{Link, in_process_pair};
-use fabric_transport::session::{CloseReason, Role, SessionConfig};
+use fabric_transport::session::{Established, Role, SessionConfig};
+use fabric_transport::uplink::{Connector, Uplink, UplinkConfig, UplinkDevice};
 use fabric_transport::{DeviceId, Directory, EndpointConfig, LaneClient};
 use qos::{DeviceRate, LinkBudget};
 
@@ -155,16 +157,13 @@ impl TestFabric {
     }
 
     fn side(&self, role: Role, link: Link, devices: Vec<(DeviceId, DeviceGrant)>) -> Result<Side> {
-        let directory = FixedDirectory {
-            epoch: self.epoch,
-            devices,
-        };
+        let directory = FixedDirectory { devices };
         let name = if role == Role::Host {
             HOST
         } else {
             "director1"
         };
-        Side::start(role, name, &self.rate, link, directory)
+        Side::start(role, name, &self.rate, link, directory, self.epoch)
     }
 }
 
@@ -172,7 +171,22 @@ impl TestFabric {
 #[derive(Debug)]
 pub struct TestHost {
     // Held for its end: dropping it closes the session.
-    _side: Side,
+    _uplink: Uplink,
+}
+
+/// A link that is made already.
+struct Once(Mutex<Option<Link>>);
+
+impl Connector for Once {
+    fn connect(&self) -> io::Result<Link> {
+        let mut link = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        link.take()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    fn target(&self) -> String {
+        "the link of a test".to_owned()
+    }
 }
 
 impl TestHost {
@@ -181,9 +195,19 @@ impl TestHost {
     /// # Errors
     /// No threads.
     pub fn start(name: &str, link: Link, devices: Vec<(DeviceId, DeviceGrant)>) -> Result<Self> {
-        let directory = FixedDirectory { epoch: 0, devices };
-        let side = Side::start(Role::Host, name, "10G", link, directory)?;
-        Ok(Self { _side: side })
+        let device = |(id, grant)| UplinkDevice {
+            id,
+            generation: 0,
+            grant,
+        };
+        let config = UplinkConfig {
+            session: session_config(name),
+            budget: LinkBudget::new("test uplink", "10G".parse()?),
+        };
+        let connector = Box::new(Once(Mutex::new(Some(link))));
+        let devices = devices.into_iter().map(device).collect();
+        let uplink = Uplink::start(config, vec![connector], devices)?;
+        Ok(Self { _uplink: uplink })
     }
 }
 
@@ -201,20 +225,21 @@ impl Side {
         rate: &str,
         link: Link,
         directory: FixedDirectory,
+        epoch: u16,
     ) -> Result<Self> {
         let config = EndpointConfig {
             role,
             session: SessionConfig {
-                name: name.to_owned(),
-                instance: 1,
-                heartbeat: fabric_transport::endpoint::session_config(name).heartbeat,
                 silence_max: PATIENCE,
-                greeting_max: PATIENCE,
+                ..session_config(name)
             },
             budget: LinkBudget::new("test link", rate.parse()?),
         };
-        let (endpoint, thread) = Endpoint::start(config, link, Arc::new(directory), "test-link")
-            .context("endpoint cannot be started")?;
+        let established = Established::without_handshake("peer", epoch);
+        let path = NewPath::only(link);
+        let (endpoint, thread) =
+            Endpoint::start(config, established, path, Arc::new(directory), "test-link")
+                .context("endpoint cannot be started")?;
         Ok(Self {
             endpoint,
             thread: Some(thread),
@@ -233,16 +258,11 @@ impl Drop for Side {
 }
 
 struct FixedDirectory {
-    epoch: u16,
     devices: Vec<(DeviceId, DeviceGrant)>,
 }
 
 impl Directory for FixedDirectory {
-    fn greeted(&self, _: &Arc<Endpoint>, _: &str, _: u64) -> Result<u16, String> {
-        Ok(self.epoch)
-    }
-
-    fn active(&self, endpoint: &Arc<Endpoint>, _: &str) {
+    fn active(&self, endpoint: &Arc<Endpoint>) {
         for (id, grant) in &self.devices {
             if let Err(error) = endpoint.attach(*id, 0, grant.clone()) {
                 tracing::error!(device = %id, %error, "device was refused");
@@ -261,8 +281,6 @@ impl Directory for FixedDirectory {
     fn refused(&self, device: DeviceId, reason: &str) {
         tracing::error!(%device, reason, "device was refused");
     }
-
-    fn closed(&self, _: &Arc<Endpoint>, _: &CloseReason) {}
 }
 
 /// The client as the trait object that grants hold.

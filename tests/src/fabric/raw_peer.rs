@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -58,6 +59,10 @@ pub struct RawPeer {
     sequences: HashMap<(DeviceId, u8), u32>,
     /// Credit limits that outgoing DATA frames carry, by device and lane: our windows.
     windows: HashMap<DeviceId, Windows>,
+    /// The session's version; 1 before WELCOME.
+    version: u8,
+    controls: u32,
+    attachments: HashMap<DeviceId, u8>,
     incoming: Vec<u8>,
 }
 
@@ -71,6 +76,9 @@ impl RawPeer {
             received: 0,
             sequences: HashMap::new(),
             windows: HashMap::new(),
+            version: 1,
+            controls: 0,
+            attachments: HashMap::new(),
             incoming: Vec::new(),
         }
     }
@@ -93,6 +101,8 @@ impl RawPeer {
     #[must_use]
     pub fn header(&self, kind: FrameKind, device: DeviceId) -> FrameHeader {
         FrameHeader {
+            version: self.version,
+            attachment: self.attachments.get(&device).copied().unwrap_or(0),
             kind,
             lane: None,
             more: false,
@@ -106,20 +116,28 @@ impl RawPeer {
     }
 
     /// Sends a control message.
-    pub fn control(&self, device: DeviceId, control: &Control) {
+    pub fn control(&mut self, device: DeviceId, control: &Control) {
         let mut payload = Vec::new();
         control.encode(&mut payload);
-        self.send_bytes(&self.frame(&self.header(control.kind(), device), &payload));
+        let mut header = self.header(control.kind(), device);
+        if header.kind.is_sequenced(self.version) {
+            header.sequence = self.controls;
+            self.controls = self.controls.wrapping_add(1);
+        }
+        self.send_bytes(&self.frame(&header, &payload));
     }
 
-    /// The HELLO of `name`.
+    /// The HELLO of `name`, for a session of its own.
     #[must_use]
     pub fn hello(name: &str) -> Control {
+        static INSTANCE: AtomicU64 = AtomicU64::new(1);
         Control::Hello {
             version_min: 1,
-            version_max: 1,
+            version_max: 2,
+            session: 0,
+            priority: 0,
             features: 0,
-            instance: 7,
+            instance: INSTANCE.fetch_add(1, Ordering::Relaxed),
             name: name.to_owned(),
         }
     }
@@ -131,9 +149,10 @@ impl RawPeer {
     pub fn greet(&mut self, name: &str) -> Result<()> {
         self.control(DeviceId(0), &Self::hello(name));
         let (_, control) = self.expect(FrameKind::Welcome)?;
-        let Control::Welcome { epoch, .. } = control else {
+        let Control::Welcome { version, epoch, .. } = control else {
             bail!("{control:?} is no WELCOME");
         };
+        self.version = u8::try_from(version)?;
         self.epoch = epoch;
         Ok(())
     }
@@ -145,6 +164,12 @@ impl RawPeer {
     pub fn attach(&mut self, device: u32, generation: u32, windows: Windows) -> Result<Control> {
         let device = DeviceId(device);
         self.windows.insert(device, windows);
+        if self.version > 1 {
+            let attachment = self.attachments.entry(device).or_default();
+            *attachment = attachment.wrapping_add(1);
+        }
+        // Each attachment has lanes of its own.
+        self.sequences.retain(|(known, _), _| *known != device);
         self.control(
             device,
             &Control::Attach {
@@ -198,7 +223,7 @@ impl RawPeer {
                 let frame: Vec<u8> = self.incoming.drain(..bytes).collect();
                 let tcp = matches!(self.stream, RawStream::Tcp(_));
                 let (header, payload) = FrameHeader::parse(&frame, tcp)?;
-                if header.kind == FrameKind::Data {
+                if header.kind.is_sequenced(self.version) {
                     self.received = self.received.wrapping_add(1);
                 }
                 return Ok(Some((header, payload.to_vec())));

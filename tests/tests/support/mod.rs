@@ -9,10 +9,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fabric_transport::control::Windows;
-use fabric_transport::endpoint::{DeviceGrant, Endpoint};
+use fabric_transport::endpoint::{DeviceGrant, Endpoint, NewPath};
 use fabric_transport::frame::{DeviceId, FrameBuffer};
 use fabric_transport::link::in_process_pair;
-use fabric_transport::session::{CloseReason, Role, SessionConfig as FabricSession};
+use fabric_transport::session::{Established, Role, SessionConfig as FabricSession};
 use fabric_transport::{Directory, EndpointConfig, LaneClient, LaneSet, Receipt, VirtualLane};
 use qos::{BitRate, DeviceRate, LinkBudget};
 use vhost_user_session::{Session, SessionConfig, SessionHandle, SocketSource, VirtioDevice};
@@ -106,15 +106,11 @@ impl LaneClient for Director {
 }
 
 struct OneDevice {
-    epoch: u16,
     grant: DeviceGrant,
 }
 
 impl Directory for OneDevice {
-    fn greeted(&self, _: &Arc<Endpoint>, _: &str, _: u64) -> Result<u16, String> {
-        Ok(self.epoch)
-    }
-    fn active(&self, endpoint: &Arc<Endpoint>, _: &str) {
+    fn active(&self, endpoint: &Arc<Endpoint>) {
         endpoint.attach(DEVICE, 1, self.grant.clone()).unwrap();
     }
     fn attach(&self, _: &str, device: DeviceId, _: u32) -> Result<DeviceGrant, String> {
@@ -124,7 +120,6 @@ impl Directory for OneDevice {
     fn refused(&self, device: DeviceId, reason: &str) {
         panic!("{device} was refused: {reason}");
     }
-    fn closed(&self, _: &Arc<Endpoint>, _: &CloseReason) {}
 }
 
 /// A fabric session with one device attached.
@@ -152,11 +147,8 @@ impl Fabric {
         let (near, far) = in_process_pair("test");
         let start = |role, name: &str, link, grant| {
             let session = FabricSession {
-                name: name.to_owned(),
-                instance: 1,
-                heartbeat: Duration::from_secs(1),
                 silence_max: PATIENCE,
-                greeting_max: PATIENCE,
+                ..FabricSession::new(name, 1)
             };
             let budget = LinkBudget::new(name, BitRate::from_bits_per_second(10_000_000_000));
             let config = EndpointConfig {
@@ -164,7 +156,9 @@ impl Fabric {
                 session,
                 budget,
             };
-            Endpoint::start(config, link, Arc::new(OneDevice { epoch, grant }), name).unwrap()
+            let established = Established::without_handshake("peer", epoch);
+            let directory = Arc::new(OneDevice { grant });
+            Endpoint::start(config, established, NewPath::only(link), directory, name).unwrap()
         };
         let grant = DeviceGrant {
             vm: None,

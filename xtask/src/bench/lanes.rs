@@ -7,10 +7,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use fabric_transport::endpoint::DeviceGrant;
-use fabric_transport::endpoint::Endpoint;
+use fabric_transport::endpoint::{DeviceGrant, Endpoint, NewPath};
 use fabric_transport::link::{Link, Listener, connect};
-use fabric_transport::session::{CloseReason, Role, SessionConfig};
+use fabric_transport::session::{Established, Role, SessionConfig};
 use fabric_transport::{
     DeviceId, Directory, EndpointConfig, FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused,
     VirtualLane,
@@ -174,10 +173,7 @@ impl Fixed {
 }
 
 impl Directory for Fixed {
-    fn greeted(&self, _: &Arc<Endpoint>, _: &str, _: u64) -> Result<u16, String> {
-        Ok(1)
-    }
-    fn active(&self, endpoint: &Arc<Endpoint>, _: &str) {
+    fn active(&self, endpoint: &Arc<Endpoint>) {
         for (id, grant) in &self.0 {
             if let Err(error) = endpoint.attach(*id, 0, grant.clone()) {
                 crate::say(&format!("device {id} cannot be attached: {error}"));
@@ -193,7 +189,6 @@ impl Directory for Fixed {
     fn refused(&self, device: DeviceId, reason: &str) {
         crate::say(&format!("device {device} was refused: {reason}"));
     }
-    fn closed(&self, _: &Arc<Endpoint>, _: &CloseReason) {}
 }
 
 /// One end of a session; its thread ends when this is dropped.
@@ -204,16 +199,15 @@ impl End {
         let config = EndpointConfig {
             role,
             session: SessionConfig {
-                name: "bench".to_owned(),
-                instance: 1,
-                heartbeat: Duration::from_millis(250),
                 silence_max: PATIENCE,
-                greeting_max: PATIENCE,
+                ..SessionConfig::new("bench", 1)
             },
             budget: budget.clone(),
         };
         let name = format!("bench-{role:?}").to_lowercase();
-        let running = Endpoint::start(config, link, Arc::new(devices), &name)?;
+        let established = Established::without_handshake("bench", 1);
+        let path = NewPath::only(link);
+        let running = Endpoint::start(config, established, path, Arc::new(devices), &name)?;
         Ok(Self(Some(running)))
     }
 }

@@ -7,12 +7,10 @@ use std::time::Duration;
 
 use fabric_config::{LabConfig, MacAddress};
 use fabric_payload::ethernet::{ETHERNET_HEADER_BYTES, HEADER_BYTES};
-use fabric_transport::endpoint::{DeviceGrant, Endpoint, session_config};
-use fabric_transport::link::in_process_pair;
-use fabric_transport::session::{CloseReason, Role};
-use fabric_transport::{Directory, EndpointConfig, Receipt};
+use fabric_transport::endpoint::{DeviceGrant, Endpoint};
+use fabric_transport::{Directory, Receipt};
 use nix::sched::{CloneFlags, unshare};
-use qos::{DeviceRate, LinkBudget};
+use qos::DeviceRate;
 
 use super::*;
 use crate::Director;
@@ -110,21 +108,14 @@ impl LaneClient for Guest {
 struct HostDirectory(Mutex<Vec<(DeviceId, DeviceGrant)>>);
 
 impl Directory for HostDirectory {
-    fn greeted(&self, _: &Arc<Endpoint>, _: &str, _: u64) -> Result<u16, String> {
-        Err("a host is not greeted".into())
-    }
-    fn active(&self, endpoint: &Arc<Endpoint>, _: &str) {
+    fn active(&self, endpoint: &Arc<Endpoint>) {
         for (device, grant) in self.0.lock().unwrap().drain(..) {
             endpoint.attach(device, 0, grant).unwrap();
         }
     }
-    fn attach(&self, _: &str, _: DeviceId, _: u32) -> Result<DeviceGrant, String> {
-        Err("a host serves nothing".into())
-    }
     fn refused(&self, device: DeviceId, reason: &str) {
         panic!("{device}: {reason}");
     }
-    fn closed(&self, _: &Arc<Endpoint>, _: &CloseReason) {}
 }
 
 struct Host {
@@ -141,13 +132,6 @@ impl Host {
 
     fn of(lab: &LabConfig) -> Self {
         let director = Director::start(lab).unwrap();
-        let (near, far) = in_process_pair("host1");
-        drop(Endpoint::start(
-            director.endpoint_config(),
-            far,
-            director.directory(),
-            "director",
-        ));
         let (sender, seen) = mpsc::channel();
         let devices = [A, B].map(|device| {
             let client = Arc::new(Guest {
@@ -164,13 +148,8 @@ impl Host {
                 },
             )
         });
-        let config = EndpointConfig {
-            role: Role::Host,
-            session: session_config("host1"),
-            budget: LinkBudget::new("host1 uplink", "10G".parse().unwrap()),
-        };
         let directory = Arc::new(HostDirectory(Mutex::new(devices.into())));
-        let (endpoint, _detached) = Endpoint::start(config, near, directory, "host").unwrap();
+        let endpoint = crate::testing::session(&director, directory);
         let mut lanes = BTreeMap::new();
         while lanes.len() < 2 {
             // The kernel's own multicast (IPv6 router solicitation) may come between.

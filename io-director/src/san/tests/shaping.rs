@@ -4,6 +4,7 @@ use fabric_config::SanPortConfig;
 use qos::OperationLimit;
 
 use super::*;
+use qos::LinkBudget;
 
 const VHBA: &str = "vhba vh01.vm1";
 
@@ -267,7 +268,7 @@ fn vhba_that_the_port_cannot_carry_is_refused_by_name() {
         vhba.ingress = DeviceRate::new("500M".parse().unwrap(), None).unwrap();
     }
     let director = Director::start(&config).unwrap();
-    let directory = director.directory();
+    let directory = director.books();
     let first = directory.attach("host1", MIXED, 0).unwrap();
     let refused = directory.attach("host1", SHARING, 0).unwrap_err();
     assert_eq!(

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::time::Instant;
 
 use super::*;
+use qos::LinkBudget;
 
 /// So slow that nothing but the first frame leaves while a test looks.
 const STOPPED: &str = "1k";
@@ -219,7 +220,7 @@ fn vnic_that_the_port_cannot_carry_is_refused_by_name() {
             }
         });
         let director = Director::start(&lab).unwrap();
-        let directory = director.directory();
+        let directory = director.books();
         let first = directory.attach("host1", A, 0).unwrap();
         // The same vNIC in a newer session reserves nothing twice.
         let again = directory.attach("host1", A, 0).unwrap();
