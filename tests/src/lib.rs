@@ -3,9 +3,11 @@
 //! [`front_end`] is a guest without QEMU: a vhost-user front end with guest memory and the
 //! driver's side of the rings, fast enough for tests in milliseconds and hostile on request.
 //! [`devices`] are the drivers on top of it, [`fabric`] is the other end of their lanes, right or
-//! hostile. [`lab`] is the real thing: director, host agents and guests in a network namespace.
+//! hostile. [`impairment`] stands between two ends of a link and spoils it. [`lab`] is the real
+//! thing: director, host agents and guests in a network namespace.
 
 pub mod devices;
 pub mod fabric;
 pub mod front_end;
+pub mod impairment;
 pub mod lab;

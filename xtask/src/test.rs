@@ -46,7 +46,13 @@ impl Suite {
         match self {
             Self::Unit => &[
                 &["--workspace", "--exclude", "orimono-tests"],
-                &["--workspace", "--test", "front_end*"],
+                &[
+                    "--workspace",
+                    "--test",
+                    "front_end*",
+                    "--test",
+                    "impairment",
+                ],
             ],
             Self::Simulation => &[&["--workspace", "--test", "simulation*"]],
             Self::Netns => &[&["--workspace", "--test", "netns*"]],

@@ -35,24 +35,28 @@ const HOST: &str = "host1";
 
 /// A value that threads wait for.
 #[derive(Debug, Default)]
-struct Shared<T> {
+pub(crate) struct Shared<T> {
     value: Mutex<T>,
     changed: Condvar,
 }
 
 impl<T> Shared<T> {
-    fn lock(&self) -> MutexGuard<'_, T> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.value.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
+    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         let result = change(&mut self.lock());
         self.changed.notify_all();
         result
     }
 
     /// Waits until `ready` finds what it looks for; `what` names it in the error.
-    fn wait<R>(&self, what: &str, mut ready: impl FnMut(&mut T) -> Option<R>) -> Result<R> {
+    pub(crate) fn wait<R>(
+        &self,
+        what: &str,
+        mut ready: impl FnMut(&mut T) -> Option<R>,
+    ) -> Result<R> {
         let end = Instant::now() + PATIENCE;
         let mut value = self.lock();
         loop {

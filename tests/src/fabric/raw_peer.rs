@@ -25,14 +25,49 @@ pub enum RawStream {
 }
 
 impl RawStream {
-    fn fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
         }
     }
 
-    fn read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
+    pub(crate) fn set_nonblocking(&self) -> std::io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_nonblocking(true),
+            Self::Unix(stream) => stream.set_nonblocking(true),
+        }
+    }
+
+    pub(crate) fn write(&self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => (&*stream).write(bytes),
+            Self::Unix(stream) => (&*stream).write(bytes),
+        }
+    }
+
+    /// Ends the sending direction (FIN); reading goes on.
+    pub(crate) fn finish(&self) {
+        // A connection that is gone already has no direction left to end.
+        drop(match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+        });
+    }
+
+    /// Resets the connection: RST on TCP, a plain close elsewhere.
+    pub(crate) fn reset(self) -> std::io::Result<()> {
+        if let Self::Tcp(stream) = &self {
+            let at_once = nix::libc::linger {
+                l_onoff: 1,
+                l_linger: 0,
+            };
+            nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &at_once)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
         match self {
             Self::Tcp(stream) => (&*stream).read(buffer),
             Self::Unix(stream) => (&*stream).read(buffer),
@@ -314,10 +349,7 @@ impl RawPeer {
 
     /// Ends our sending direction (FIN); reading goes on.
     pub fn finish(&self) {
-        drop(match &self.stream {
-            RawStream::Tcp(stream) => stream.shutdown(Shutdown::Write),
-            RawStream::Unix(stream) => stream.shutdown(Shutdown::Write),
-        });
+        self.stream.finish();
     }
 
     /// Resets the connection: RST on TCP, an end with unread bytes elsewhere.
@@ -325,13 +357,6 @@ impl RawPeer {
     /// # Errors
     /// The kernel does not know the option.
     pub fn reset(self) -> Result<()> {
-        if let RawStream::Tcp(stream) = &self.stream {
-            let at_once = nix::libc::linger {
-                l_onoff: 1,
-                l_linger: 0,
-            };
-            nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &at_once)?;
-        }
-        Ok(())
+        Ok(self.stream.reset()?)
     }
 }
