@@ -66,13 +66,7 @@ impl Path {
     /// Apart from its pace.
     fn reads(&self, way: &Way) -> bool {
         let room = self.held < HELD_BYTES_MAX && self.chunks.len() < HELD_CHUNKS_MAX;
-        !self.ended
-            && !self.broken
-            && match way.hole {
-                Hole::Off => room || self.drain,
-                Hole::Silent => false,
-                Hole::Discard => true,
-            }
+        !self.ended && !self.broken && way.hole != Hole::Silent && (room || self.drain)
     }
 
     fn writes(&self, way: &Way) -> bool {
