@@ -9,6 +9,7 @@ mod bench;
 mod check;
 mod demo;
 mod guest;
+mod model;
 mod setup;
 mod test;
 
@@ -38,6 +39,8 @@ enum Task {
     Demo(demo::Demo),
     /// Runs the test suites
     Test(test::Test),
+    /// Searches the models of the fabric protocol for states that must not be
+    Model(model::Model),
     /// Formatting, lints, layering, tidy and documentation
     Check(check::Check),
     /// Prints figures as ratios to a reference of the same run
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Setup(task) => setup::run(&task),
         Task::Demo(task) => demo::run(&task),
         Task::Test(task) => test::run(&task),
+        Task::Model(task) => model::run(&task),
         Task::Check(task) => check::run(&task),
         Task::Bench(task) => bench::run(&task),
         Task::Guest(task) => guest::run(&task),

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use orimono_qemu::{GuestImage, image};
 
 use crate::check::root;
-use crate::{say, setup};
+use crate::{model, say, setup};
 
 /// Runs the test suites; installs what they need first, after saying so.
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub(crate) struct Test {
     /// The suites to run; all of them when none is named
     #[arg(value_enum)]
     suites: Vec<Suite>,
-    /// Also the slow cases
+    /// Also the slow cases and, when no suite is named, the models
     #[arg(long)]
     full: bool,
     /// Only tests whose name contains this
@@ -96,6 +96,13 @@ pub(crate) fn run(test: &Test) -> Result<ExitCode> {
         ));
         if !passed {
             failed.push(name);
+        }
+    }
+    if test.full && test.suites.is_empty() && test.filter.is_none() {
+        say("test models");
+        if let Err(error) = model::check(&[]) {
+            say(&format!("test models: FAILED: {error:#}"));
+            failed.push("models".to_owned());
         }
     }
     if failed.is_empty() {
