@@ -58,7 +58,7 @@ impl Direction {
 pub struct Counters {
     /// Connections accepted.
     pub connections: u64,
-    /// Connections that exist.
+    /// Connections that exist; one that was closed does until its ends have closed theirs.
     pub open: usize,
     /// Bytes written to the target.
     pub to_target: u64,
@@ -243,8 +243,9 @@ impl Impairment {
         })
     }
 
-    /// What has gone through. Whatever could be read before the call has been read at least
-    /// once, in pieces of 64 KiB.
+    /// What has gone through. The proxy has looked at every socket after the call began; what
+    /// the kernel had not delivered by then is not seen, so wait for what must come with
+    /// [`wait`](Self::wait), and use this for what must not.
     ///
     /// # Errors
     /// The proxy's thread has ended.
@@ -384,6 +385,10 @@ impl Proxy {
                 Fate::Ended => {}
                 Fate::Reset => connection.reset(),
             }
+        }
+        // Whoever comes first takes what a rate allows: each in its turn.
+        if !kept.is_empty() {
+            kept.rotate_left(1);
         }
         self.connections = kept;
     }
