@@ -19,14 +19,15 @@
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::endpoint::Endpoint;
 use crate::frame::DeviceId;
 use crate::uplink::{Connector, Uplink, UplinkConfig, UplinkDevice};
 
 /// How often a director is asked again for a device that it refused.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// How long a director that was not reached yet is waited for before its standby has the devices.
+const FIRST_WAIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
 struct State {
@@ -93,12 +94,6 @@ impl StandbyUplink {
         }
     }
 
-    /// This end of the session that has the devices, if there is one.
-    #[must_use]
-    pub fn endpoint(&self) -> Option<Arc<Endpoint>> {
-        self.active().endpoint()
-    }
-
     /// How often the devices have moved.
     #[must_use]
     pub fn failovers(&self) -> u64 {
@@ -149,6 +144,8 @@ impl Shared {
 }
 
 fn run(shared: &Shared, uplinks: &[Uplink; 2]) {
+    // A director that has never been there is not lost, only late, for a while.
+    let (mut began, mut was_there) = (Instant::now(), false);
     let mut state = shared.lock();
     while !state.stopped {
         if !std::mem::take(&mut state.changed) {
@@ -161,7 +158,10 @@ fn run(shared: &Shared, uplinks: &[Uplink; 2]) {
         } else {
             (second, first, 0)
         };
-        if !here.is_active() && there.is_active() {
+        let is_there = here.is_active();
+        was_there |= is_there;
+        let lost = !is_there && (was_there || began.elapsed() >= FIRST_WAIT);
+        if lost && there.is_active() {
             tracing::warn!(
                 devices = state.devices.len(),
                 "director is lost, its devices move to the other"
@@ -175,8 +175,12 @@ fn run(shared: &Shared, uplinks: &[Uplink; 2]) {
             }
             state.active = other;
             state.failovers += 1;
+            (began, was_there) = (Instant::now(), false);
         } else if !state.changed {
             here.ask_again();
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

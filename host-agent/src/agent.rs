@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use fabric_config::{HostConfig, LabConfig, VhbaConfig, VnicConfig};
 use fabric_payload::ethernet::Offloads;
 use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
+use fabric_transport::standby::StandbyUplink;
 use fabric_transport::uplink::{Connector, Uplink, UplinkConfig, UplinkDevice, connectors};
 use fabric_transport::{DeviceId, LaneClient};
 use io_director::Director;
@@ -25,7 +26,7 @@ pub struct HostAgent {
     // Dropped in this order: guests lose their back ends first, so that nothing they still send
     // is taken for lost.
     sessions: Vec<SessionHandle>,
-    uplink: Arc<Uplink>,
+    uplink: Arc<HostUplink>,
     director: Option<Director>,
     link: Arc<LinkHop>,
 }
@@ -35,6 +36,26 @@ impl std::fmt::Debug for HostAgent {
         f.debug_struct("HostAgent")
             .field("devices", &self.sessions.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// How a host is joined to its director, or to one of two.
+#[derive(Debug)]
+pub enum HostUplink {
+    /// There is one.
+    Single(Uplink),
+    /// There are two.
+    Standby(StandbyUplink),
+}
+
+impl HostUplink {
+    /// The uplink that has the devices.
+    #[must_use]
+    pub fn active(&self) -> &Uplink {
+        match self {
+            Self::Single(uplink) => uplink,
+            Self::Standby(uplinks) => uplinks.active(),
+        }
     }
 }
 
@@ -72,7 +93,7 @@ impl HostAgent {
             }
         }
         prepare_run_dir(&host.run_dir)?;
-        let (connectors, director) = host_connectors(lab, host)?;
+        let (to_director, director) = host_connectors(lab, host)?;
         let mut sessions = Vec::with_capacity(devices.len());
         let mut attached = Vec::with_capacity(devices.len());
         for device in devices {
@@ -85,15 +106,24 @@ impl HostAgent {
             sessions.push(session);
             attached.push(device.fabric);
         }
+        let mut session = session_config(&host.name);
+        session.spread = host.spread;
+        if let Some(silence) = host.path_silence {
+            session.path_silence_min = silence;
+        }
         let config = UplinkConfig {
-            session: session_config(&host.name),
+            session,
             budget: host.budget.clone(),
         };
-        let uplink =
-            Uplink::start(config, connectors, attached).context("uplink cannot be started")?;
-        let uplink = Arc::new(uplink);
+        let standby = connectors(&host.standby_director);
+        let uplink = if standby.is_empty() {
+            Uplink::start(config, to_director, attached).map(HostUplink::Single)
+        } else {
+            StandbyUplink::start(&config, [to_director, standby], attached).map(HostUplink::Standby)
+        };
+        let uplink = Arc::new(uplink.context("uplink cannot be started")?);
         let watched = Arc::downgrade(&uplink);
-        let present = move || watched.upgrade()?.endpoint();
+        let present = move || watched.upgrade()?.active().endpoint();
         let link = LinkHop::new(host.budget.hop(), names(host), present);
         Ok(Self {
             sessions,
@@ -113,7 +143,7 @@ impl HostAgent {
 
     /// The way to the director.
     #[must_use]
-    pub fn uplink(&self) -> &Uplink {
+    pub fn uplink(&self) -> &HostUplink {
         &self.uplink
     }
 }
