@@ -380,8 +380,20 @@ impl WireHeader {
         if let Some(field) = header.last_chunk_mut::<{ size_of::<U32>() }>() {
             *field = [0; size_of::<U32>()];
         }
-        crc32c::crc32c_append(crc32c::crc32c(&header), payload)
+        crc32c(&[&header, payload])
     }
+}
+
+/// CRC32C (Castagnoli) of `parts`, one after the other.
+#[must_use]
+pub fn crc32c(parts: &[&[u8]]) -> u32 {
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    for part in parts {
+        digest.update(part);
+    }
+    // The library's sums have up to 64 bits; these are the lower 32.
+    let [.., a, b, c, d] = digest.finalize().to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
 }
 
 /// A frame under construction: room for the header, then the payload.

@@ -9,6 +9,7 @@
 //! The image of a scheduler in it changes with the scheduler: a recording is replayed by the
 //! version that made it.
 
+use fabric_transport::frame::crc32c;
 use qos::{HopSnapshot, Trace};
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +53,7 @@ impl Recording {
         if let Some((head, content)) = bytes.split_at_mut_checked(MAGIC.len() + CHECKSUM_BYTES)
             && let Some(checksum) = head.last_chunk_mut()
         {
-            *checksum = crc32c::crc32c(content).to_le_bytes();
+            *checksum = crc32c(&[content]).to_le_bytes();
         }
         Ok(bytes)
     }
@@ -67,7 +68,7 @@ impl Recording {
         let (checksum, content) = rest
             .split_first_chunk::<CHECKSUM_BYTES>()
             .ok_or(DamagedRecording::Checksum)?;
-        if u32::from_le_bytes(*checksum) != crc32c::crc32c(content) {
+        if u32::from_le_bytes(*checksum) != crc32c(&[content]) {
             return Err(DamagedRecording::Checksum);
         }
         postcard::from_bytes(content).map_err(DamagedRecording::Content)
@@ -124,7 +125,7 @@ mod tests {
 
     /// What a file claims whose checksum somebody made fit.
     fn sealed(content: &[u8]) -> Vec<u8> {
-        let checksum = crc32c::crc32c(content).to_le_bytes();
+        let checksum = crc32c(&[content]).to_le_bytes();
         [MAGIC.as_slice(), &checksum, content].concat()
     }
 

@@ -18,7 +18,7 @@ mod session_thread;
 mod transmit;
 mod watch;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +32,7 @@ use qos::{
     AdmissionError, DeviceHandle, DeviceRate, DeviceStatistics, LinkBudget, MonotonicTime,
     Profiles, QUEUE_FRAMES_MAX, Scheduler, VmRate,
 };
+use rustc_hash::FxHashMap;
 
 use crate::control::Windows;
 use crate::frame::{self, DeviceId, FrameBuffer, PAYLOAD_BYTES_MAX, VirtualLane};
@@ -263,6 +264,9 @@ struct Device {
     /// How long that was, for the next frame that is sent.
     waited_for_credit: Duration,
     attached: bool,
+    /// The last batch that brought something for it, and its client's place there.
+    batch: u64,
+    batch_client: usize,
 }
 
 impl Device {
@@ -278,7 +282,7 @@ impl Device {
 struct Core {
     session: Session,
     scheduler: Scheduler<QueuedFrame>,
-    devices: HashMap<DeviceId, Device>,
+    devices: FxHashMap<DeviceId, Device>,
     profiles: Profiles,
     unacknowledged_bytes_max: usize,
     /// When the timer rings, or rang last.
@@ -346,7 +350,7 @@ impl Endpoint {
             session: Session::new(config.role, config.session, established, now()),
             unacknowledged_bytes_max: unacknowledged_bytes_max(&config.budget),
             scheduler: scheduler(config.budget),
-            devices: HashMap::new(),
+            devices: FxHashMap::default(),
             profiles: Profiles::default(),
             timer_at: MonotonicTime::ZERO,
             path_changes: VecDeque::new(),
@@ -554,11 +558,7 @@ impl Endpoint {
         if !waited.is_zero() {
             core.scheduler.waited_for_credit(lanes.handle, waited);
         }
-        let cut = |(lane, buffer)| {
-            let pieces = reassembly::cut(buffer, piece_bytes).into_iter();
-            pieces.map(move |(piece, more)| (lane, piece, more))
-        };
-        for (lane, buffer, more) in frames.drain(..).flat_map(cut) {
+        let mut queue = |lane, buffer: FrameBuffer, more| {
             let sequence = core
                 .session
                 .take_credit(lanes.device, lane, buffer.payload_bytes());
@@ -580,6 +580,15 @@ impl Endpoint {
                     "scheduler refused a frame it has room for: {:?}",
                     refused.reason
                 );
+            }
+        };
+        for (lane, buffer) in frames.drain(..) {
+            if buffer.payload_bytes() <= piece_bytes {
+                queue(lane, buffer, false);
+            } else {
+                for (piece, more) in reassembly::cut(&buffer, piece_bytes) {
+                    queue(lane, piece, more);
+                }
             }
         }
         Ok(())
@@ -613,6 +622,8 @@ impl Core {
                 without_credit_since: None,
                 waited_for_credit: Duration::ZERO,
                 attached: false,
+                batch: 0,
+                batch_client: 0,
             },
         );
         Ok(handle)

@@ -5,9 +5,9 @@
 //! committed rate in steps of a frame: of 100 Mb/s one of 64 KiB is half of what is due in 10 ms.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use qos::{BitRate, DeviceHandle};
+use rustc_hash::FxHashMap;
 
 use crate::frame::{
     self, DeviceId, FrameBuffer, FrameHeader, HEADER_BYTES, PAYLOAD_BYTES_MAX, VirtualLane,
@@ -58,17 +58,16 @@ pub(super) fn blocks(payload_bytes: usize, piece_bytes: usize) -> u32 {
     }
 }
 
-/// Cuts a payload; the flag says that it goes on. One that fits is not copied.
-pub(super) fn cut(buffer: FrameBuffer, piece_bytes: usize) -> Vec<(FrameBuffer, bool)> {
-    if buffer.payload_bytes() <= piece_bytes {
-        return vec![(buffer, false)];
-    }
+/// Cuts a payload that is longer than a piece; the flag says that it goes on.
+pub(super) fn cut(
+    buffer: &FrameBuffer,
+    piece_bytes: usize,
+) -> impl Iterator<Item = (FrameBuffer, bool)> {
     let pieces = buffer.payload().chunks(piece_bytes);
-    let last = pieces.len() - 1;
+    let last = pieces.len().saturating_sub(1);
     pieces
         .enumerate()
-        .map(|(at, piece)| (FrameBuffer::from_payload(piece), at < last))
-        .collect()
+        .map(move |(at, piece)| (FrameBuffer::from_payload(piece), at < last))
 }
 
 struct Partial {
@@ -90,7 +89,7 @@ pub(super) struct Whole<'a> {
 /// The payloads whose last frame has not come, one for each lane at most.
 #[derive(Default)]
 pub(super) struct Reassembly {
-    partial: HashMap<(DeviceId, VirtualLane), Partial>,
+    partial: FxHashMap<(DeviceId, VirtualLane), Partial>,
 }
 
 impl Reassembly {
@@ -106,6 +105,14 @@ impl Reassembly {
         lane: VirtualLane,
         payload: &'a [u8],
     ) -> Result<Option<Whole<'a>>, ProtocolError> {
+        let whole = Whole {
+            payload: Cow::Borrowed(payload),
+            spare_blocks: 0,
+        };
+        // Nearly always.
+        if !header.more && self.partial.is_empty() {
+            return Ok(Some(whole));
+        }
         let key = (header.device, lane);
         if self
             .partial
@@ -115,10 +122,7 @@ impl Reassembly {
             self.partial.remove(&key);
         }
         if !header.more && !self.partial.contains_key(&key) {
-            return Ok(Some(Whole {
-                payload: Cow::Borrowed(payload),
-                spare_blocks: 0,
-            }));
+            return Ok(Some(whole));
         }
         let partial = self.partial.entry(key).or_insert_with(|| Partial {
             of,
@@ -257,7 +261,13 @@ mod tests {
             let [of, _] = handles();
             let mut paid = 0;
             let mut whole = None;
-            for (piece, more) in cut(buffer, piece_bytes) {
+            // What fits is not cut at all.
+            let pieces: Vec<_> = if payload.len() <= piece_bytes {
+                vec![(buffer, false)]
+            } else {
+                cut(&buffer, piece_bytes).collect()
+            };
+            for (piece, more) in pieces {
                 prop_assert!(whole.is_none());
                 paid += frame::blocks(piece.payload_bytes());
                 let joined = reassembly

@@ -61,14 +61,18 @@ pub(super) struct SessionThread {
     reassembly: Reassembly,
     // Kept for their room.
     consumed: Vec<(DeviceId, VirtualLane, usize)>,
-    touched: Vec<(DeviceId, Arc<dyn LaneClient>)>,
+    /// The clients of a batch.
+    touched: Vec<Arc<dyn LaneClient>>,
+    /// Number of the batch.
+    batch: u64,
 }
 
 /// What a batch of frames asks for, in the order of the frames.
 enum Action<'a> {
     Event(SessionEvent),
     Deliver {
-        client: Arc<dyn LaneClient>,
+        /// Which of the batch's clients.
+        client: usize,
         device: DeviceId,
         lane: VirtualLane,
         payload: Cow<'a, [u8]>,
@@ -95,6 +99,7 @@ impl SessionThread {
             reassembly: Reassembly::default(),
             consumed: Vec::new(),
             touched: Vec::new(),
+            batch: 0,
         })
     }
 
@@ -270,7 +275,7 @@ impl SessionThread {
         let path = self.paths.swap_remove(index);
         self.delivering = Some(path.id);
         let (parsed, error) = path.parse();
-        let actions = Self::handle(&self.endpoint, &mut self.reassembly, path.id, &parsed);
+        let actions = self.handle(path.id, &parsed);
         self.apply(actions);
         if let Some(error) = error {
             let mut core = self.endpoint.lock();
@@ -284,31 +289,27 @@ impl SessionThread {
     }
 
     /// Passes the frames through the session, under one lock.
-    fn handle<'a>(
-        endpoint: &Endpoint,
-        reassembly: &mut Reassembly,
-        path: u16,
-        frames: &[(FrameHeader, &'a [u8])],
-    ) -> Vec<Action<'a>> {
+    fn handle<'a>(&mut self, path: u16, frames: &[(FrameHeader, &'a [u8])]) -> Vec<Action<'a>> {
         let now = now();
+        self.batch += 1;
         let mut actions = Vec::with_capacity(frames.len());
-        let mut core = endpoint.lock();
+        let mut core = self.endpoint.lock();
         let core = &mut *core;
         for (header, payload) in frames {
             // An error has closed the session, with its reason; what came before still counts.
             let deliver = core.session.handle_frame(now, path, header, payload);
             while let Some(event) = core.session.poll_event() {
                 if let SessionEvent::Detached { device } = event {
-                    reassembly.forget(device);
+                    self.reassembly.forget(device);
                 }
                 actions.push(Action::Event(event));
             }
             match deliver {
                 Ok(true) => {
-                    let device = core.devices.get(&header.device);
+                    let device = core.devices.get_mut(&header.device);
                     if let (Some(device), Some(lane)) = (device, header.lane) {
-                        let client = device.grant.client.clone();
-                        let whole = match reassembly.join(device.handle, header, lane, payload) {
+                        let of = device.handle;
+                        let whole = match self.reassembly.join(of, header, lane, payload) {
                             Ok(None) => continue,
                             Ok(Some(whole)) => whole,
                             Err(error) => {
@@ -321,8 +322,13 @@ impl SessionThread {
                                 .release(header.device, lane, whole.spare_blocks);
                         }
                         let payload = whole.payload;
+                        if device.batch != self.batch {
+                            device.batch = self.batch;
+                            device.batch_client = self.touched.len();
+                            self.touched.push(device.grant.client.clone());
+                        }
                         actions.push(Action::Deliver {
-                            client,
+                            client: device.batch_client,
                             device: header.device,
                             lane,
                             payload,
@@ -346,16 +352,15 @@ impl SessionThread {
                     lane,
                     payload,
                 } => {
-                    if client.receive(lane, &payload) == Receipt::Consumed {
+                    let client = self.touched.get(client);
+                    let receipt = client.map(|client| client.receive(lane, &payload));
+                    if receipt == Some(Receipt::Consumed) {
                         self.consumed.push((device, lane, payload.len()));
-                    }
-                    if !self.touched.iter().any(|(known, _)| *known == device) {
-                        self.touched.push((device, client));
                     }
                 }
             }
         }
-        for (_, client) in self.touched.drain(..) {
+        for client in self.touched.drain(..) {
             client.batch_end();
         }
         let mut core = self.endpoint.lock();

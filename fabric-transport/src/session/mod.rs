@@ -22,10 +22,11 @@ mod handshake;
 mod lane;
 mod path;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use qos::MonotonicTime;
+use rustc_hash::FxHashMap;
 
 use crate::control::{CREDITS_MAX, Control, ControlError, Credit, PathState, Windows, features};
 use crate::frame::{self, DeviceId, FrameHeader, FrameKind, VERSION_MIN, VirtualLane};
@@ -436,7 +437,7 @@ pub struct Session {
     established: Established,
     state: SessionState,
     close_reason: Option<CloseReason>,
-    devices: HashMap<DeviceId, DeviceLanes>,
+    devices: FxHashMap<DeviceId, DeviceLanes>,
     paths: Vec<Path>,
     /// The link that carries the frames; of a spread session, the control frames.
     carrier: Option<u16>,
@@ -476,7 +477,7 @@ impl Session {
             established,
             state: SessionState::Interrupted,
             close_reason: None,
-            devices: HashMap::new(),
+            devices: FxHashMap::default(),
             paths: Vec::new(),
             carrier: None,
             switch: None,
