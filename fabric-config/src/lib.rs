@@ -232,6 +232,9 @@ pub struct HostConfig {
     pub spread: bool,
     /// After how long a silent link beside another is given up; `None` is the usual time.
     pub path_silence: Option<Duration>,
+    /// How long a better link must have been there before frames go back to it; `None` is the usual
+    /// time.
+    pub hold_down: Option<Duration>,
     /// Folder of its device sockets.
     pub run_dir: PathBuf,
     /// What the host may send to the director (ingress of its devices).

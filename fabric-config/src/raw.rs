@@ -147,6 +147,7 @@ pub(crate) struct Host {
     #[serde(default)]
     pub(crate) spread: bool,
     pub(crate) path_silence_ms: Option<Spanned<u32>>,
+    pub(crate) hold_down_ms: Option<u32>,
     #[serde(default)]
     pub(crate) embedded: bool,
     pub(crate) run_dir: PathBuf,

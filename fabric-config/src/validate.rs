@@ -342,6 +342,9 @@ impl Validator<'_> {
             standby_director,
             spread: raw.spread,
             path_silence,
+            hold_down: raw
+                .hold_down_ms
+                .map(|millis| Duration::from_millis(millis.into())),
             run_dir: raw.run_dir.clone(),
             budget,
             downlink,

@@ -111,6 +111,9 @@ impl HostAgent {
         if let Some(silence) = host.path_silence {
             session.path_silence_min = silence;
         }
+        if let Some(hold_down) = host.hold_down {
+            session.hold_down = hold_down;
+        }
         let config = UplinkConfig {
             session,
             budget: host.budget.clone(),

@@ -4,10 +4,12 @@
 //! driver's side of the rings, fast enough for tests in milliseconds and hostile on request.
 //! [`devices`] are the drivers on top of it, [`fabric`] is the other end of their lanes, right or
 //! hostile. [`impairment`] stands between two ends of a link and spoils it. [`lab`] is the real
-//! thing: director, host agents and guests in a network namespace.
+//! thing: director, host agents and guests in a network namespace; [`failover`] a guest at work
+//! there, whose links break.
 
 pub mod devices;
 pub mod fabric;
+pub mod failover;
 pub mod front_end;
 pub mod impairment;
 pub mod lab;

@@ -47,6 +47,14 @@ impl Lab {
     /// # Errors
     /// Something does not start; the error shows what it said last.
     pub fn start(text: &str) -> Result<Self> {
+        Self::start_in(Namespace::new()?, text)
+    }
+
+    /// The same in a namespace that is there already.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(namespace: Namespace, text: &str) -> Result<Self> {
         // A short path: a socket's name has 107 bytes.
         let folder = tempfile::Builder::new()
             .prefix("orimono-")
@@ -60,7 +68,6 @@ impl Lab {
                 fs::File::create(&lun.file)?.set_len(LUN_BYTES)?;
             }
         }
-        let namespace = Namespace::new()?;
         let agents = config.hosts.iter().map(|_| None).collect();
         let accelerator = AcceleratorChoice::Auto;
         let mut lab = Self {
@@ -122,6 +129,24 @@ impl Lab {
         director.wait_line("director listens", 1, PATIENCE)?;
         self.director = Some(director);
         Ok(())
+    }
+
+    /// Starts another director, which has the lab's file with some words replaced.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub fn start_other_director(&self, words: &[(&str, &str)]) -> Result<Process> {
+        let mut text = fs::read_to_string(&self.file)?;
+        for (word, other) in words {
+            text = text.replace(word, other);
+        }
+        let file = self.folder().join("other.toml");
+        fs::write(&file, text)?;
+        let mut command = Command::new(program("io-director")?);
+        command.arg("--config").arg(&file);
+        let director = Process::start("io-director", &self.namespace, &mut command)?;
+        director.wait_line("director listens", 1, PATIENCE)?;
+        Ok(director)
     }
 
     /// Starts a host agent.
