@@ -6,6 +6,7 @@
 
 mod in_process;
 mod queue;
+mod shared_memory;
 mod stream;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
 
@@ -79,6 +81,16 @@ pub trait LinkReceiver: Send + fmt::Debug {
     /// The link is broken.
     fn fill(&mut self) -> io::Result<Filled>;
 
+    /// As [`Self::fill`], for a thread that looks again soon: it does not ask to be woken, so a
+    /// thread that goes to sleep calls [`Self::fill`] before. It may miss the end of the link.
+    /// Over shared memory it makes no system call when there is nothing.
+    ///
+    /// # Errors
+    /// The link is broken.
+    fn poll(&mut self) -> io::Result<Filled> {
+        self.fill()
+    }
+
     /// The whole frames that [`Self::fill`] found, in order.
     ///
     /// # Errors
@@ -89,6 +101,47 @@ pub trait LinkReceiver: Send + fmt::Debug {
     fn poll_fd(&self) -> BorrowedFd<'_>;
 }
 
+/// Polls between two looks at the clock and at the other work of a thread that spins.
+const POLLS_PER_LOOK: u32 = 32;
+
+/// [`LinkReceiver::fill`], but what comes within `longest` is waited for without sleep. The wait
+/// ends early when `stop` says that the thread has something else to do. When the answer is
+/// [`Filled::Blocked`], the thread may sleep.
+///
+/// A wake-up costs tens of microseconds, so 50 us are worth their processor time where frames
+/// come often; zero waits for nothing. Only one processor must never be kept from the peer: see
+/// [`spin_allowed`].
+///
+/// # Errors
+/// The link is broken.
+pub fn fill_or_spin(
+    receiver: &mut dyn LinkReceiver,
+    longest: Duration,
+    mut stop: impl FnMut() -> bool,
+) -> io::Result<Filled> {
+    if !longest.is_zero() {
+        let start = Instant::now();
+        loop {
+            for _ in 0..POLLS_PER_LOOK {
+                match receiver.poll()? {
+                    Filled::Blocked => std::hint::spin_loop(),
+                    found => return Ok(found),
+                }
+            }
+            if stop() || start.elapsed() >= longest {
+                break;
+            }
+        }
+    }
+    receiver.fill()
+}
+
+/// Whether this process has processors enough for [`fill_or_spin`]: more than one.
+#[must_use]
+pub fn spin_allowed() -> bool {
+    std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1)
+}
+
 /// Where a director listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum LinkAddress {
@@ -96,11 +149,14 @@ pub enum LinkAddress {
     Tcp(SocketAddr),
     /// `unix:PATH`.
     Unix(PathBuf),
+    /// `shm:PATH`: shared memory, for a host agent beside its director. The two meet at the Unix
+    /// socket PATH and must run as one user, or the host agent as root.
+    SharedMemory(PathBuf),
 }
 
 /// A text that is no link address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no link address; write tcp:ADDRESS:PORT or unix:/PATH")]
+#[error("{text:?} is no link address; write tcp:ADDRESS:PORT, unix:/PATH or shm:/PATH")]
 pub struct LinkAddressError {
     /// What was given.
     pub text: String,
@@ -116,6 +172,7 @@ impl FromStr for LinkAddress {
         match text.split_once(':').ok_or_else(error)? {
             ("tcp", address) => address.parse().map(Self::Tcp).map_err(|_parse| error()),
             ("unix", path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            ("shm", path) if path.starts_with('/') => Ok(Self::SharedMemory(path.into())),
             _ => Err(error()),
         }
     }
@@ -126,6 +183,7 @@ impl fmt::Display for LinkAddress {
         match self {
             Self::Tcp(address) => write!(f, "tcp:{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::SharedMemory(path) => write!(f, "shm:{}", path.display()),
         }
     }
 }
@@ -144,7 +202,6 @@ pub(crate) fn ring(event: &EventFd) {
 mod tests {
     use super::*;
     use crate::frame::{DeviceId, FrameBuffer, FrameHeader, FrameKind, VirtualLane};
-    use std::time::Duration;
 
     fn sealed(payload: &[u8], sequence: u32) -> FrameBuffer {
         let mut frame = FrameBuffer::from_payload(payload);
@@ -198,10 +255,11 @@ mod tests {
     }
 
     #[test]
-    fn unix_and_tcp_links_keep_frames_whole_and_in_order() {
+    fn links_between_processes_keep_frames_whole_and_in_order() {
         let directory = tempfile::tempdir().unwrap();
         let unix = LinkAddress::Unix(directory.path().join("fabric"));
-        for address in [unix, "tcp:127.0.0.1:0".parse().unwrap()] {
+        let shared_memory = LinkAddress::SharedMemory(directory.path().join("fabric"));
+        for address in [unix, shared_memory, "tcp:127.0.0.1:0".parse().unwrap()] {
             let listener = Listener::bind(&address).unwrap();
             let near = connect(&listener.address().unwrap(), Duration::from_secs(5)).unwrap();
             let far = listener.accept().unwrap().expect("a connection waits");
@@ -234,6 +292,7 @@ mod tests {
             "tcp:127.0.0.1:7471",
             "tcp:[::1]:7471",
             "unix:/run/orimono/fabric",
+            "shm:/run/orimono/fabric",
         ] {
             assert_eq!(text.parse::<LinkAddress>().unwrap().to_string(), text);
         }
@@ -243,6 +302,7 @@ mod tests {
             "tcp:localhost",
             "udp:127.0.0.1:1",
             "unix:relative",
+            "shm:relative",
             "/run/x",
         ] {
             assert!(text.parse::<LinkAddress>().is_err(), "{text}");

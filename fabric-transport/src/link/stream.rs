@@ -1,4 +1,4 @@
-//! Links over stream sockets: TCP and Unix.
+//! Links over streams of bytes: TCP and Unix sockets, and where all kinds are connected.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::{
     BATCH_FRAMES_MAX, Filled, Link, LinkAddress, LinkReceiver, LinkSender, SendQueue, Sent,
+    shared_memory,
 };
 use crate::frame::{FrameError, FrameHeader, HEADER_BYTES, PAYLOAD_BYTES_MAX};
 
@@ -27,6 +28,9 @@ pub fn connect(address: &LinkAddress, patience: Duration) -> io::Result<Link> {
             address.to_string(),
         ),
         LinkAddress::Unix(path) => unix_link(UnixStream::connect(path)?, address.to_string()),
+        LinkAddress::SharedMemory(path) => {
+            shared_memory::connected(UnixStream::connect(path)?, path)
+        }
     }
 }
 
@@ -37,6 +41,8 @@ pub enum Listener {
     Tcp(TcpListener),
     /// On a Unix socket; its file is removed on drop.
     Unix(UnixListener, UnixSocketFile),
+    /// On the Unix socket where the sides of shared-memory links meet.
+    SharedMemory(UnixListener, UnixSocketFile),
 }
 
 /// The file of a Unix socket, removed when dropped.
@@ -63,10 +69,12 @@ impl Listener {
                 Self::Tcp(listener)
             }
             LinkAddress::Unix(path) => {
-                remove_stale(path)?;
-                let listener = UnixListener::bind(path)?;
-                listener.set_nonblocking(true)?;
-                Self::Unix(listener, UnixSocketFile(path.clone()))
+                let (listener, file) = bind_unix(path)?;
+                Self::Unix(listener, file)
+            }
+            LinkAddress::SharedMemory(path) => {
+                let (listener, file) = bind_unix(path)?;
+                Self::SharedMemory(listener, file)
             }
         };
         Ok(listener)
@@ -80,6 +88,7 @@ impl Listener {
         Ok(match self {
             Self::Tcp(listener) => LinkAddress::Tcp(listener.local_addr()?),
             Self::Unix(_, file) => LinkAddress::Unix(file.0.clone()),
+            Self::SharedMemory(_, file) => LinkAddress::SharedMemory(file.0.clone()),
         })
     }
 
@@ -95,6 +104,9 @@ impl Listener {
             Self::Unix(listener, file) => listener
                 .accept()
                 .and_then(|(stream, _)| unix_link(stream, format!("unix:{}", file.0.display()))),
+            Self::SharedMemory(listener, file) => listener
+                .accept()
+                .and_then(|(stream, _)| shared_memory::accepted(stream, &file.0)),
         };
         match link {
             Ok(link) => Ok(Some(link)),
@@ -108,9 +120,16 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(listener) => listener.as_fd(),
-            Self::Unix(listener, _) => listener.as_fd(),
+            Self::Unix(listener, _) | Self::SharedMemory(listener, _) => listener.as_fd(),
         }
     }
+}
+
+fn bind_unix(path: &Path) -> io::Result<(UnixListener, UnixSocketFile)> {
+    remove_stale(path)?;
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    Ok((listener, UnixSocketFile(path.to_owned())))
 }
 
 fn remove_stale(path: &Path) -> io::Result<()> {
@@ -130,9 +149,7 @@ fn tcp_link(stream: TcpStream, peer: String) -> io::Result<Link> {
     stream.set_nonblocking(true)?;
     // Every write is a batch already: waiting for more only adds delay.
     stream.set_nodelay(true)?;
-    let sender = StreamSender {
-        stream: stream.try_clone()?,
-    };
+    let sender = StreamSender::new(stream.try_clone()?);
     let receiver = StreamReceiver::new(stream);
     Ok(Link {
         sender: Box::new(sender),
@@ -144,9 +161,7 @@ fn tcp_link(stream: TcpStream, peer: String) -> io::Result<Link> {
 
 fn unix_link(stream: UnixStream, peer: String) -> io::Result<Link> {
     stream.set_nonblocking(true)?;
-    let sender = StreamSender {
-        stream: stream.try_clone()?,
-    };
+    let sender = StreamSender::new(stream.try_clone()?);
     let receiver = StreamReceiver::new(stream);
     Ok(Link {
         sender: Box::new(sender),
@@ -156,9 +171,26 @@ fn unix_link(stream: UnixStream, peer: String) -> io::Result<Link> {
     })
 }
 
+/// A stream that a link receives from. Its reads do not block.
+pub(super) trait Source: Read {
+    /// As `read`, for a caller that looks again soon and need not be woken.
+    fn read_awake(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.read(buffer)
+    }
+}
+
+impl Source for TcpStream {}
+impl Source for UnixStream {}
+
 #[derive(Debug)]
-struct StreamSender<S> {
+pub(super) struct StreamSender<S> {
     stream: S,
+}
+
+impl<S> StreamSender<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream }
+    }
 }
 
 impl<S: Write + Send + std::fmt::Debug> LinkSender for StreamSender<S> {
@@ -182,7 +214,7 @@ impl<S: Write + Send + std::fmt::Debug> LinkSender for StreamSender<S> {
 }
 
 #[derive(Debug)]
-struct StreamReceiver<S> {
+pub(super) struct StreamReceiver<S> {
     stream: S,
     buffer: Vec<u8>,
     /// Bytes of `buffer` that were read.
@@ -190,7 +222,7 @@ struct StreamReceiver<S> {
 }
 
 impl<S> StreamReceiver<S> {
-    fn new(stream: S) -> Self {
+    pub(super) fn new(stream: S) -> Self {
         Self {
             stream,
             buffer: vec![0; RECEIVE_BYTES],
@@ -212,14 +244,19 @@ impl<S> StreamReceiver<S> {
     }
 }
 
-impl<S: Read + AsFd + Send + std::fmt::Debug> LinkReceiver for StreamReceiver<S> {
-    fn fill(&mut self) -> io::Result<Filled> {
+impl<S> StreamReceiver<S> {
+    fn fill_with(
+        &mut self,
+        mut read: impl FnMut(&mut S, &mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<Filled> {
         let consumed = self.whole_bytes();
-        self.buffer.copy_within(consumed..self.filled, 0);
-        self.filled -= consumed;
+        if consumed > 0 {
+            self.buffer.copy_within(consumed..self.filled, 0);
+            self.filled -= consumed;
+        }
         loop {
             let room = self.buffer.get_mut(self.filled..).unwrap_or_default();
-            match self.stream.read(room) {
+            match read(&mut self.stream, room) {
                 Ok(0) => return Ok(Filled::End),
                 Ok(bytes) => {
                     self.filled += bytes;
@@ -232,6 +269,16 @@ impl<S: Read + AsFd + Send + std::fmt::Debug> LinkReceiver for StreamReceiver<S>
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+impl<S: Source + AsFd + Send + std::fmt::Debug> LinkReceiver for StreamReceiver<S> {
+    fn fill(&mut self) -> io::Result<Filled> {
+        self.fill_with(S::read)
+    }
+
+    fn poll(&mut self) -> io::Result<Filled> {
+        self.fill_with(S::read_awake)
     }
 
     fn frames(&self) -> Result<Vec<&[u8]>, FrameError> {

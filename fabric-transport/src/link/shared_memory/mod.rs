@@ -1,0 +1,352 @@
+//! Links between two processes of one host: frames go through memory that both have mapped.
+//!
+//! A Unix socket is where the two meet. The side that connects makes the memory
+//! (`memory.rs`: two rings of bytes, `ring.rs`) and sends it with a greeting; there is no answer.
+//! From then on the socket carries one byte for each wake-up of a side that sleeps, and its
+//! hang-up is the end of the link. docs/fabric-protocol.md has the bytes.
+//!
+//! Wake-ups go over the socket and not by eventfds: whether a write to an eventfd may block is a
+//! property of the open file that both sides share, so a peer could stop this side's thread for
+//! good. Nothing is read where the peer can still write: bytes are copied out before anybody
+//! looks at them.
+
+mod memory;
+mod ring;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::geteuid;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use zerocopy::byteorder::little_endian::{U16, U32};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use self::memory::{Direction, MappedRing, Mapping};
+use self::ring::{Consumer, Producer};
+use super::Link;
+use super::stream::{Source, StreamReceiver, StreamSender};
+
+/// Bytes of each ring that this side makes.
+const RING_BYTES: u32 = 1024 * 1024;
+
+const MAGIC: [u8; 4] = *b"OMSM";
+const VERSION: u16 = 1;
+
+/// The byte that wakes the peer.
+const WAKE: u8 = 0;
+/// The byte in front of the reason for which a link is refused.
+const REFUSED: u8 = 1;
+/// Reads of the socket before the peer is taken for one that floods it. A socket holds fewer than
+/// 300 messages of one byte.
+const WAKES_READS_MAX: usize = 16;
+
+/// What the connecting side sends, with the memfd.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Greeting {
+    magic: [u8; 4],
+    version: U16,
+    reserved: U16,
+    ring_bytes: U32,
+    reserved_too: U32,
+}
+
+impl Greeting {
+    fn new(ring_bytes: u32) -> Self {
+        Self {
+            magic: MAGIC,
+            version: VERSION.into(),
+            reserved: 0.into(),
+            ring_bytes: ring_bytes.into(),
+            reserved_too: 0.into(),
+        }
+    }
+}
+
+/// The link to whoever listens at the other end of `socket`; `path` stands in logs.
+///
+/// # Errors
+/// The kernel has no memory or descriptors left, or the other end is gone.
+pub(super) fn connected(socket: UnixStream, path: &Path) -> io::Result<Link> {
+    socket.set_nonblocking(true)?;
+    let mapping = Mapping::create(RING_BYTES)?;
+    let greeting = Greeting::new(mapping.ring_bytes());
+    let sent = socket
+        .send_with_fd(greeting.as_bytes(), mapping.as_fd().as_raw_fd())
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    if sent != size_of::<Greeting>() {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    let meeting = Meeting {
+        socket,
+        uid: geteuid().as_raw(),
+        mapping: Mutex::new(Some(mapping)),
+    };
+    let peer = format!("shm:{}", path.display());
+    link(meeting, Direction::FromConnector, peer)
+}
+
+/// The link to whoever has connected to `path` by `socket`. Its greeting may still be on its way:
+/// until it is there, nothing can be sent or received.
+///
+/// # Errors
+/// The kernel has no descriptors left.
+pub(super) fn accepted(socket: UnixStream, path: &Path) -> io::Result<Link> {
+    socket.set_nonblocking(true)?;
+    let credentials = getsockopt(&socket, sockopt::PeerCredentials)?;
+    let peer = format!("shm:{} (process {})", path.display(), credentials.pid());
+    let meeting = Meeting {
+        socket,
+        uid: credentials.uid(),
+        mapping: Mutex::new(None),
+    };
+    link(meeting, Direction::FromAcceptor, peer)
+}
+
+fn link(meeting: Meeting, outward: Direction, peer: String) -> io::Result<Link> {
+    let inward = match outward {
+        Direction::FromConnector => Direction::FromAcceptor,
+        Direction::FromAcceptor => Direction::FromConnector,
+    };
+    // One of its own, because whoever waits asks for writability too, and the socket becomes
+    // writable with every wake-up that the peer reads.
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+    epoll.add(&meeting.socket, EpollEvent::new(events, 0))?;
+    let meeting = Arc::new(meeting);
+    let outgoing = Outgoing {
+        meeting: meeting.clone(),
+        direction: outward,
+        ring: None,
+    };
+    let incoming = Incoming {
+        meeting,
+        direction: inward,
+        ring: None,
+        epoll,
+    };
+    Ok(Link {
+        sender: Box::new(StreamSender::new(outgoing)),
+        receiver: Box::new(StreamReceiver::new(incoming)),
+        checksummed: false,
+        peer,
+    })
+}
+
+/// Whether a peer may share memory with us: it could harm us in simpler ways already.
+fn may_share(peer_uid: u32, own_uid: u32) -> bool {
+    peer_uid == 0 || peer_uid == own_uid
+}
+
+/// What both halves of an end share. The last one to go hangs up.
+#[derive(Debug)]
+struct Meeting {
+    socket: UnixStream,
+    /// The peer's user.
+    uid: u32,
+    /// `None` until the greeting is there.
+    mapping: Mutex<Option<Mapping>>,
+}
+
+impl Meeting {
+    /// The memory; an error of the kind `WouldBlock` until the greeting is there.
+    fn mapping(&self) -> io::Result<Mapping> {
+        // It is set whole or not at all: a panic elsewhere changes nothing.
+        let mut mapping = self.mapping.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mapping) = &*mapping {
+            return Ok(mapping.clone());
+        }
+        match self.greeted() {
+            Ok(adopted) => Ok(mapping.insert(adopted).clone()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            Err(error) => {
+                self.refuse(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn greeted(&self) -> io::Result<Mapping> {
+        let own_uid = geteuid().as_raw();
+        if !may_share(self.uid, own_uid) {
+            let problem = format!(
+                "user {} may not share memory with user {own_uid}: run both as one user, or use unix:PATH",
+                self.uid
+            );
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
+        }
+        let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
+        let mut greeting = Greeting::new_zeroed();
+        let (bytes, file) = self
+            .socket
+            .recv_with_fd(greeting.as_mut_bytes())
+            .map_err(|error| match error.errno() {
+                nix::libc::ENOBUFS => invalid("greeting has more than one descriptor".to_owned()),
+                errno => io::Error::from_raw_os_error(errno),
+            })?;
+        if bytes == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if bytes != size_of::<Greeting>() || greeting.magic != MAGIC {
+            return Err(invalid("peer does not greet like a shared-memory link".to_owned()));
+        }
+        let version = greeting.version.get();
+        if version != VERSION || greeting.reserved != 0 || greeting.reserved_too != 0 {
+            return Err(invalid(format!(
+                "peer speaks version {version} of the shared-memory link, this side {VERSION}"
+            )));
+        }
+        let file = file.ok_or_else(|| invalid("greeting has no descriptor".to_owned()))?;
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        Mapping::adopt(file, greeting.ring_bytes.get())
+    }
+
+    /// Tells the peer why, as far as it can be told.
+    fn refuse(&self, problem: &io::Error) {
+        let mut message = vec![REFUSED];
+        message.extend_from_slice(problem.to_string().as_bytes());
+        self.write(&message);
+    }
+
+    fn wake(&self) {
+        self.write(&[WAKE]);
+    }
+
+    /// Writes to the socket. Nobody needs to know of a failure: one that is full holds wake-ups
+    /// that are pending already, and a hang-up is the receiving half's to find.
+    fn write(&self, message: &[u8]) {
+        drop((&self.socket).write(message));
+    }
+
+    /// Forgets the wake-ups that have arrived; whether the peer is still there.
+    fn forget_wakes(&self) -> io::Result<bool> {
+        let mut wakes = [0; 512];
+        for _ in 0..WAKES_READS_MAX {
+            match (&self.socket).read(&mut wakes) {
+                Ok(0) => return Ok(false),
+                Ok(bytes) => {
+                    let wakes = wakes.get(..bytes).unwrap_or_default();
+                    if let Some((&REFUSED, reason)) = wakes.split_first() {
+                        let reason = String::from_utf8_lossy(reason);
+                        let problem = format!("peer refused the shared-memory link: {reason:?}");
+                        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, problem));
+                    }
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(true),
+                    io::ErrorKind::Interrupted => {}
+                    // It went before it had read its own wake-ups.
+                    io::ErrorKind::ConnectionReset => return Ok(false),
+                    _ => return Err(error),
+                },
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "peer floods the socket of a shared-memory link",
+        ))
+    }
+}
+
+/// What goes to the peer.
+#[derive(Debug)]
+struct Outgoing {
+    meeting: Arc<Meeting>,
+    direction: Direction,
+    /// `None` until the greeting is there.
+    ring: Option<Producer<MappedRing>>,
+}
+
+impl Write for Outgoing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let ring = match &mut self.ring {
+            Some(ring) => ring,
+            none => none.insert(Producer::new(self.meeting.mapping()?.ring(self.direction))),
+        };
+        let written = ring.push(slices)?;
+        if written == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if ring.consumer_must_wake()? {
+            self.meeting.wake();
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What comes from the peer.
+#[derive(Debug)]
+struct Incoming {
+    meeting: Arc<Meeting>,
+    direction: Direction,
+    /// `None` until the greeting is there.
+    ring: Option<Consumer<MappedRing>>,
+    /// Becomes readable with the socket.
+    epoll: Epoll,
+}
+
+impl Incoming {
+    fn ring(&mut self) -> io::Result<&mut Consumer<MappedRing>> {
+        match &mut self.ring {
+            Some(ring) => Ok(ring),
+            none => Ok(none.insert(Consumer::new(self.meeting.mapping()?.ring(self.direction)))),
+        }
+    }
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let blocked = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        match self.read_awake(buffer) {
+            Err(error) if blocked(&error) => {}
+            done => return done,
+        }
+        self.ring()?.ask_to_wake()?;
+        let alive = self.meeting.forget_wakes()?;
+        // What was written before the wake-up, or before the end, is there now.
+        match self.read_awake(buffer) {
+            Err(error) if blocked(&error) && !alive => Ok(0),
+            done => done,
+        }
+    }
+}
+
+impl Source for Incoming {
+    fn read_awake(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let ring = match self.ring() {
+            // It left without a greeting.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+            ring => ring?,
+        };
+        let bytes = ring.pull(buffer)?;
+        if bytes == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if ring.producer_must_wake()? {
+            self.meeting.wake();
+        }
+        Ok(bytes)
+    }
+}
+
+impl AsFd for Incoming {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+}
