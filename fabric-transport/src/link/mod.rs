@@ -65,7 +65,7 @@ pub trait LinkSender: Send + fmt::Debug {
 /// What a read found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filled {
-    /// Something; there may be more.
+    /// Something, if not always a whole frame; there may be more.
     Some,
     /// Nothing now.
     Blocked,

@@ -247,27 +247,24 @@ impl<S> StreamReceiver<S> {
 impl<S> StreamReceiver<S> {
     fn fill_with(
         &mut self,
-        mut read: impl FnMut(&mut S, &mut [u8]) -> io::Result<usize>,
+        read: impl FnOnce(&mut S, &mut [u8]) -> io::Result<usize>,
     ) -> io::Result<Filled> {
         let consumed = self.whole_bytes();
         if consumed > 0 {
             self.buffer.copy_within(consumed..self.filled, 0);
             self.filled -= consumed;
         }
-        loop {
-            let room = self.buffer.get_mut(self.filled..).unwrap_or_default();
-            match read(&mut self.stream, room) {
-                Ok(0) => return Ok(Filled::End),
-                Ok(bytes) => {
-                    self.filled += bytes;
-                    return Ok(Filled::Some);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok(Filled::Blocked);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        let room = self.buffer.get_mut(self.filled..).unwrap_or_default();
+        match read(&mut self.stream, room) {
+            Ok(0) => Ok(Filled::End),
+            Ok(bytes) => {
+                self.filled += bytes;
+                Ok(Filled::Some)
             }
+            // There may be something the next time.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Filled::Some),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Filled::Blocked),
+            Err(error) => Err(error),
         }
     }
 }

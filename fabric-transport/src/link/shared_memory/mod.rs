@@ -2,7 +2,7 @@
 //!
 //! A Unix socket is where the two meet. The side that connects makes the memory
 //! (`memory.rs`: two rings of bytes, `ring.rs`) and sends it with a greeting; there is no answer.
-//! From then on the socket carries one byte for each wake-up of a side that sleeps, and its
+//! From then on the socket carries one byte for each wake-up of a half that sleeps, and its
 //! hang-up is the end of the link. docs/fabric-protocol.md has the bytes.
 //!
 //! Wake-ups go over the socket and not by eventfds: whether a write to an eventfd may block is a
@@ -40,10 +40,12 @@ const RING_BYTES: u32 = 1024 * 1024;
 const MAGIC: [u8; 4] = *b"OMSM";
 const VERSION: u16 = 1;
 
-/// The byte that wakes the peer.
-const WAKE: u8 = 0;
-/// The byte in front of the reason for which a link is refused.
-const REFUSED: u8 = 1;
+/// Says that there are bytes.
+const BYTES: u8 = 0;
+/// Says that there is room.
+const ROOM: u8 = 1;
+/// Stands in front of the reason for which a link is refused.
+const REFUSED: u8 = 2;
 /// Reads of the socket before the peer is taken for one that floods it. A socket holds fewer than
 /// 300 messages of one byte.
 const WAKES_READS_MAX: usize = 16;
@@ -216,8 +218,8 @@ impl Meeting {
         self.write(&message);
     }
 
-    fn wake(&self) {
-        self.write(&[WAKE]);
+    fn wake(&self, news: u8) {
+        self.write(&[news]);
     }
 
     /// Writes to the socket. Nobody needs to know of a failure: one that is full holds wake-ups
@@ -226,12 +228,16 @@ impl Meeting {
         drop((&self.socket).write(message));
     }
 
-    /// Forgets the wake-ups that have arrived; whether the peer is still there.
-    fn forget_wakes(&self) -> io::Result<bool> {
+    /// Forgets the wake-ups that have arrived and says what else there is to know.
+    fn forget_wakes(&self) -> io::Result<News> {
+        let mut news = News::default();
         let mut wakes = [0; 512];
         for _ in 0..WAKES_READS_MAX {
             match (&self.socket).read(&mut wakes) {
-                Ok(0) => return Ok(false),
+                Ok(0) => {
+                    news.ended = true;
+                    return Ok(news);
+                }
                 Ok(bytes) => {
                     let wakes = wakes.get(..bytes).unwrap_or_default();
                     if let Some((&REFUSED, reason)) = wakes.split_first() {
@@ -239,12 +245,16 @@ impl Meeting {
                         let problem = format!("peer refused the shared-memory link: {reason:?}");
                         return Err(io::Error::new(io::ErrorKind::ConnectionRefused, problem));
                     }
+                    news.room |= wakes.contains(&ROOM);
                 }
                 Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return Ok(true),
+                    io::ErrorKind::WouldBlock => return Ok(news),
                     io::ErrorKind::Interrupted => {}
                     // It went before it had read its own wake-ups.
-                    io::ErrorKind::ConnectionReset => return Ok(false),
+                    io::ErrorKind::ConnectionReset => {
+                        news.ended = true;
+                        return Ok(news);
+                    }
                     _ => return Err(error),
                 },
             }
@@ -254,6 +264,15 @@ impl Meeting {
             "peer floods the socket of a shared-memory link",
         ))
     }
+}
+
+/// What the socket said, apart from that there are bytes.
+#[derive(Debug, Default)]
+struct News {
+    /// There was room for the sending half.
+    room: bool,
+    /// The peer hung up.
+    ended: bool,
 }
 
 /// What goes to the peer.
@@ -280,7 +299,7 @@ impl Write for Outgoing {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         if ring.consumer_must_wake()? {
-            self.meeting.wake();
+            self.meeting.wake(BYTES);
         }
         Ok(written)
     }
@@ -311,17 +330,25 @@ impl Incoming {
 }
 
 impl Read for Incoming {
+    /// An error of the kind `Interrupted` when there is nothing to read, but room for the sending
+    /// half: its wake-up is used up, so whoever reads must not sleep before it has sent.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let blocked = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
         match self.read_awake(buffer) {
             Err(error) if blocked(&error) => {}
             done => return done,
         }
-        self.ring()?.ask_to_wake()?;
-        let alive = self.meeting.forget_wakes()?;
+        let ring = match &mut self.ring {
+            Some(ring) => ring,
+            // The greeting is to come; the socket says so by itself.
+            None => return Err(io::ErrorKind::WouldBlock.into()),
+        };
+        let news = self.meeting.forget_wakes()?;
+        ring.ask_to_wake()?;
         // What was written before the wake-up, or before the end, is there now.
         match self.read_awake(buffer) {
-            Err(error) if blocked(&error) && !alive => Ok(0),
+            Err(error) if blocked(&error) && news.ended => Ok(0),
+            Err(error) if blocked(&error) && news.room => Err(io::ErrorKind::Interrupted.into()),
             done => done,
         }
     }
@@ -339,7 +366,7 @@ impl Source for Incoming {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         if ring.producer_must_wake()? {
-            self.meeting.wake();
+            self.meeting.wake(ROOM);
         }
         Ok(bytes)
     }

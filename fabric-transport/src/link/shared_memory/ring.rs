@@ -14,13 +14,16 @@
 //!
 //! | sleeper | waker |
 //! | --- | --- |
-//! | store `Sleeps` = 1 | store position |
+//! | forget wake-ups that have arrived | |
+//! | swap 1 into `Sleeps` | store position |
 //! | fence (sequentially consistent) | fence (sequentially consistent) |
-//! | load position; sleep if it has not moved | load `Sleeps`; wake if it is 1 |
+//! | load position; sleep if it has not moved | load `Sleeps`; if it is 1, swap 0 into it, and wake if it still was 1 |
 //!
 //! The two fences have an order. If the sleeper's is first, the waker sees `Sleeps` and wakes; if
 //! the waker's is first, the sleeper sees the new position and does not sleep. Both may happen: a
-//! wake-up too many is only a look in vain.
+//! wake-up too many is only a look in vain. A waker that is late may take back a 1 that was set
+//! after it looked. Its wake-up then comes after that 1, so it must not be forgotten: that is why
+//! wake-ups are forgotten first.
 
 use std::io::{self, IoSlice};
 
@@ -125,7 +128,7 @@ impl<M: RingMemory> Producer<M> {
         }
         if self.room() == 0 {
             self.sleeps = true;
-            self.memory.store(Word::ProducerSleeps, 1)?;
+            self.memory.swap(Word::ProducerSleeps, 1)?;
             self.memory.fence();
             self.look()?;
             if self.room() == 0 {
@@ -229,15 +232,258 @@ impl<M: RingMemory> Consumer<M> {
         take_sleeper(&self.memory, Word::ProducerSleeps)
     }
 
-    /// Asks to be woken for the next bytes. Whoever calls this looks once more, by
-    /// [`Self::pull`], before it sleeps.
+    /// Asks to be woken for the next bytes. Whoever calls this forgets older wake-ups before, and
+    /// looks once more, by [`Self::pull`], before it sleeps.
     ///
     /// # Errors
     /// None with memory that is there.
     pub(super) fn ask_to_wake(&mut self) -> io::Result<()> {
         self.sleeps = true;
-        self.memory.store(Word::ConsumerSleeps, 1)?;
+        self.memory.swap(Word::ConsumerSleeps, 1)?;
         self.memory.fence();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::shared_memory::memory::{Direction, MappedRing, Mapping};
+    use loom::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
+    use loom::sync::{Arc, Condvar, Mutex};
+    use proptest::prelude::*;
+
+    fn mapped(ring_bytes: u32) -> (Mapping, MappedRing) {
+        let mapping = Mapping::create(ring_bytes).unwrap();
+        let ring = mapping.ring(Direction::FromAcceptor);
+        (mapping, ring)
+    }
+
+    /// Both sides of a ring that has moved `position` bytes already.
+    fn both_sides(
+        mapping: &Mapping,
+        position: u32,
+    ) -> (Producer<MappedRing>, Consumer<MappedRing>) {
+        let ring = || mapping.ring(Direction::FromConnector);
+        ring().store(Word::Head, position).unwrap();
+        ring().store(Word::Tail, position).unwrap();
+        let mut producer = Producer::new(ring());
+        (producer.head, producer.tail) = (position, position);
+        let mut consumer = Consumer::new(ring());
+        (consumer.head, consumer.tail) = (position, position);
+        (producer, consumer)
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_come_out_as_they_went_in(
+            position in prop_oneof![any::<u32>(), u32::MAX - 200..=u32::MAX],
+            steps in prop::collection::vec((prop::collection::vec(0_usize..40, 0..4), 0_usize..100), 1..100),
+        ) {
+            let (mapping, _) = mapped(64);
+            let (mut producer, mut consumer) = both_sides(&mapping, position);
+            let (mut sent, mut received) = (Vec::new(), Vec::new());
+            let mut next = 0_u8;
+            for (lengths, take) in steps {
+                let pieces: Vec<Vec<u8>> = lengths.iter().map(|length| {
+                    (0..*length).map(|_| { next = next.wrapping_add(1); next }).collect()
+                }).collect();
+                let slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+                let written = producer.push(&slices).unwrap();
+                let bytes = pieces.concat();
+                prop_assert!(written == bytes.len() || sent.len() + written == received.len() + 64);
+                sent.extend_from_slice(&bytes[..written]);
+                next = sent.last().copied().unwrap_or(0);
+                let mut buffer = vec![0; take];
+                let read = consumer.pull(&mut buffer).unwrap();
+                prop_assert_eq!(read, take.min(sent.len() - received.len()));
+                received.extend_from_slice(&buffer[..read]);
+            }
+            prop_assert_eq!(&received, &sent[..received.len()]);
+        }
+
+        #[test]
+        fn p06_position_that_cannot_be_breaks_the_link(garbage: u32, filled in 0_u32..=64) {
+            let (mapping, ring) = mapped(64);
+            let position = 1000;
+            let (mut producer, mut consumer) = both_sides(&mapping, position);
+            let fill = vec![1; filled as usize];
+            prop_assert_eq!(producer.push(&[IoSlice::new(&fill)]).unwrap(), fill.len());
+            drop(ring);
+            let ring = mapping.ring(Direction::FromConnector);
+
+            ring.store(Word::Head, garbage).unwrap();
+            let mut buffer = [0; 200];
+            match consumer.pull(&mut buffer) {
+                Ok(bytes) => prop_assert_eq!(bytes, (garbage - position) as usize),
+                Err(_) => prop_assert!(!(position..=position + 64).contains(&garbage)),
+            }
+            ring.store(Word::Tail, garbage).unwrap();
+            match producer.push(&[IoSlice::new(&[0; 65])]) {
+                Ok(_) => prop_assert!((position..=position + filled).contains(&garbage)),
+                Err(_) => prop_assert!(!(position..=position + filled).contains(&garbage)),
+            }
+        }
+    }
+
+    #[test]
+    fn p06_position_that_goes_back_breaks_the_link() {
+        let (mapping, _) = mapped(64);
+        let (mut producer, mut consumer) = both_sides(&mapping, 0);
+        let ring = mapping.ring(Direction::FromConnector);
+        assert_eq!(producer.push(&[IoSlice::new(&[1; 64])]).unwrap(), 64);
+        assert_eq!(consumer.pull(&mut [0; 10]).unwrap(), 10);
+        assert_eq!(producer.push(&[IoSlice::new(&[1; 64])]).unwrap(), 10);
+        ring.store(Word::Tail, 9).unwrap();
+        assert!(producer.push(&[IoSlice::new(&[1; 64])]).is_err());
+        // 20 of the bytes that were there are gone again.
+        ring.store(Word::Head, 54).unwrap();
+        assert!(consumer.pull(&mut [0; 10]).is_err());
+    }
+
+    #[test]
+    fn who_sleeps_is_woken_once_and_who_does_not_is_left_alone() {
+        let (mapping, _) = mapped(64);
+        let (mut producer, mut consumer) = both_sides(&mapping, 0);
+        let mut buffer = [0; 64];
+        assert_eq!(consumer.pull(&mut buffer).unwrap(), 0);
+        producer.push(&[IoSlice::new(&[1])]).unwrap();
+        assert!(!producer.consumer_must_wake().unwrap(), "it did not ask");
+        assert_eq!(consumer.pull(&mut buffer).unwrap(), 1);
+        consumer.ask_to_wake().unwrap();
+        producer.push(&[IoSlice::new(&[1])]).unwrap();
+        assert!(producer.consumer_must_wake().unwrap());
+        assert!(!producer.consumer_must_wake().unwrap());
+        consumer.ask_to_wake().unwrap();
+        assert_eq!(consumer.pull(&mut buffer).unwrap(), 1);
+        assert!(!producer.consumer_must_wake().unwrap(), "it found them");
+
+        assert_eq!(producer.push(&[IoSlice::new(&[1; 70])]).unwrap(), 64);
+        assert!(!consumer.producer_must_wake().unwrap(), "it did not ask");
+        assert_eq!(producer.push(&[IoSlice::new(&[1; 6])]).unwrap(), 0);
+        assert_eq!(consumer.pull(&mut buffer[..8]).unwrap(), 8);
+        assert!(consumer.producer_must_wake().unwrap());
+        assert!(!consumer.producer_must_wake().unwrap());
+    }
+
+    /// A ring of two bytes in the memory of the model checker.
+    #[derive(Debug, Clone)]
+    struct Modelled(Arc<([AtomicU32; 4], [AtomicU8; 2])>);
+
+    impl Modelled {
+        fn new() -> Self {
+            let words = std::array::from_fn(|_| AtomicU32::new(0));
+            let bytes = std::array::from_fn(|_| AtomicU8::new(0));
+            Self(Arc::new((words, bytes)))
+        }
+    }
+
+    impl RingMemory for Modelled {
+        fn ring_bytes(&self) -> u32 {
+            2
+        }
+        fn load(&self, word: Word) -> io::Result<u32> {
+            Ok(self.0.0[word as usize].load(Ordering::Acquire))
+        }
+        fn store(&self, word: Word, value: u32) -> io::Result<()> {
+            self.0.0[word as usize].store(value, Ordering::Release);
+            Ok(())
+        }
+        fn swap(&self, word: Word, value: u32) -> io::Result<u32> {
+            Ok(self.0.0[word as usize].swap(value, Ordering::AcqRel))
+        }
+        fn fence(&self) {
+            fence(Ordering::SeqCst);
+        }
+        fn write(&self, offset: usize, from: &[u8]) -> io::Result<()> {
+            for (cell, byte) in self.0.1[offset..].iter().zip(from) {
+                cell.store(*byte, Ordering::Relaxed);
+            }
+            Ok(())
+        }
+        fn read(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
+            for (cell, byte) in self.0.1[offset..].iter().zip(into) {
+                *byte = cell.load(Ordering::Relaxed);
+            }
+            Ok(())
+        }
+    }
+
+    /// Wake-ups for one side, as the socket carries them.
+    #[derive(Debug, Clone)]
+    struct Wakes(Arc<(Mutex<bool>, Condvar)>);
+
+    impl Wakes {
+        fn new() -> Self {
+            Self(Arc::new((Mutex::new(false), Condvar::new())))
+        }
+        fn wake(&self) {
+            *self.0.0.lock().unwrap() = true;
+            self.0.1.notify_one();
+        }
+        fn forget(&self) {
+            *self.0.0.lock().unwrap() = false;
+        }
+        fn sleep(&self) {
+            let mut woken = self.0.0.lock().unwrap();
+            while !*woken {
+                woken = self.0.1.wait(woken).unwrap();
+            }
+        }
+    }
+
+    fn model(check: impl Fn() + Sync + Send + 'static) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(check);
+    }
+
+    /// In every order that the memory model allows (up to a number of preemptions): a side that is
+    /// not woken ends as a deadlock, bytes read too early as wrong ones.
+    #[test]
+    fn no_wake_up_is_lost_and_no_byte_is_read_early() {
+        const BYTES: [u8; 3] = [1, 2, 3];
+        model(|| {
+            let memory = Modelled::new();
+            let (for_consumer, for_producer) = (Wakes::new(), Wakes::new());
+            let mut producer = Producer::new(memory.clone());
+            let mut consumer = Consumer::new(memory);
+            let (consumer_wakes, producer_wakes) = (for_consumer.clone(), for_producer.clone());
+            let sender = loom::thread::spawn(move || {
+                let mut sent = 0;
+                while sent < BYTES.len() {
+                    match producer.push(&[IoSlice::new(&BYTES[sent..])]).unwrap() {
+                        0 => {
+                            producer_wakes.sleep();
+                            producer_wakes.forget();
+                        }
+                        bytes => {
+                            sent += bytes;
+                            if producer.consumer_must_wake().unwrap() {
+                                consumer_wakes.wake();
+                            }
+                        }
+                    }
+                }
+            });
+            let mut received = Vec::new();
+            while received.len() < BYTES.len() {
+                let mut buffer = [0; 3];
+                let mut bytes = consumer.pull(&mut buffer).unwrap();
+                if bytes == 0 {
+                    for_consumer.forget();
+                    consumer.ask_to_wake().unwrap();
+                    bytes = consumer.pull(&mut buffer).unwrap();
+                }
+                if bytes == 0 {
+                    for_consumer.sleep();
+                } else if consumer.producer_must_wake().unwrap() {
+                    for_producer.wake();
+                }
+                received.extend_from_slice(&buffer[..bytes]);
+            }
+            sender.join().unwrap();
+            assert_eq!(received, BYTES);
+        });
     }
 }
