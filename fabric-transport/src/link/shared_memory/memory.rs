@@ -81,7 +81,9 @@ impl Mapping {
         let seals = fcntl(&file, FcntlArg::F_GET_SEALS)
             .map_err(|error| refused(format!("descriptor is no memfd: {error}")))?;
         if !SealFlag::from_bits_retain(seals).contains(SIZE_SEALS) {
-            return Err(refused("memfd is not sealed against a change of size".to_owned()));
+            return Err(refused(
+                "memfd is not sealed against a change of size".to_owned(),
+            ));
         }
         if fstatfs(&file)?.filesystem_type() != TMPFS_MAGIC {
             return Err(refused("memfd is not of tmpfs".to_owned()));

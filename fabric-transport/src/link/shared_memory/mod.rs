@@ -15,17 +15,20 @@ mod ring;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::geteuid;
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -78,12 +81,19 @@ impl Greeting {
 /// # Errors
 /// The kernel has no memory or descriptors left, or the other end is gone.
 pub(super) fn connected(socket: UnixStream, path: &Path) -> io::Result<Link> {
+    connected_by(socket, path, RING_BYTES)
+}
+
+fn connected_by(socket: UnixStream, path: &Path, ring_bytes: u32) -> io::Result<Link> {
     socket.set_nonblocking(true)?;
-    let mapping = Mapping::create(RING_BYTES)?;
+    let mapping = Mapping::create(ring_bytes)?;
     let greeting = Greeting::new(mapping.ring_bytes());
-    let sent = socket
-        .send_with_fd(greeting.as_bytes(), mapping.as_fd().as_raw_fd())
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [mapping.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    let bytes = [IoSlice::new(greeting.as_bytes())];
+    let sent = sendmsg(&socket, &bytes, &mut control, SendFlags::NOSIGNAL)?;
     if sent != size_of::<Greeting>() {
         return Err(io::ErrorKind::WriteZero.into());
     }
@@ -168,9 +178,13 @@ impl Meeting {
         }
         match self.greeted() {
             Ok(adopted) => Ok(mapping.insert(adopted).clone()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
             Err(error) => {
-                self.refuse(&error);
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) {
+                    self.refuse(&error);
+                }
                 Err(error)
             }
         }
@@ -187,18 +201,26 @@ impl Meeting {
         }
         let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
         let mut greeting = Greeting::new_zeroed();
-        let (bytes, file) = self
-            .socket
-            .recv_with_fd(greeting.as_mut_bytes())
-            .map_err(|error| match error.errno() {
-                nix::libc::ENOBUFS => invalid("greeting has more than one descriptor".to_owned()),
-                errno => io::Error::from_raw_os_error(errno),
-            })?;
+        // Room for one more than there may be. What is not taken out is closed.
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut buffer = [IoSliceMut::new(greeting.as_mut_bytes())];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(&self.socket, &mut buffer, &mut control, flags)?;
+        let bytes = received.bytes;
+        let mut descriptors: Vec<OwnedFd> = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(some) = message {
+                descriptors.extend(some);
+            }
+        }
         if bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if bytes != size_of::<Greeting>() || greeting.magic != MAGIC {
-            return Err(invalid("peer does not greet like a shared-memory link".to_owned()));
+            return Err(invalid(
+                "peer does not greet like a shared-memory link".to_owned(),
+            ));
         }
         let version = greeting.version.get();
         if version != VERSION || greeting.reserved != 0 || greeting.reserved_too != 0 {
@@ -206,9 +228,13 @@ impl Meeting {
                 "peer speaks version {version} of the shared-memory link, this side {VERSION}"
             )));
         }
-        let file = file.ok_or_else(|| invalid("greeting has no descriptor".to_owned()))?;
-        fcntl(&file, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-        Mapping::adopt(file, greeting.ring_bytes.get())
+        if descriptors.len() > 1 || received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(invalid("greeting has more than one descriptor".to_owned()));
+        }
+        let descriptor = descriptors
+            .pop()
+            .ok_or_else(|| invalid("greeting has no descriptor".to_owned()))?;
+        Mapping::adopt(descriptor.into(), greeting.ring_bytes.get())
     }
 
     /// Tells the peer why, as far as it can be told.

@@ -120,9 +120,9 @@ impl<M: RingMemory> Producer<M> {
     /// # Errors
     /// The peer broke the ring.
     pub(super) fn push(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let wanted = slices
-            .iter()
-            .fold(0_u32, |sum, slice| sum.saturating_add(saturating(slice.len())));
+        let wanted = slices.iter().fold(0_u32, |sum, slice| {
+            sum.saturating_add(saturating(slice.len()))
+        });
         if self.room() < wanted {
             self.look()?;
         }
