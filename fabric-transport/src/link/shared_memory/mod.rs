@@ -369,8 +369,7 @@ impl Read for Incoming {
             // The greeting is to come; the socket says so by itself.
             None => return Err(io::ErrorKind::WouldBlock.into()),
         };
-        let news = self.meeting.forget_wakes()?;
-        ring.ask_to_wake()?;
+        let news = ring.ask_to_wake(|| self.meeting.forget_wakes())?;
         // What was written before the wake-up, or before the end, is there now.
         match self.read_awake(buffer) {
             Err(error) if blocked(&error) && news.ended => Ok(0),

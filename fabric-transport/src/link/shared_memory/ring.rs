@@ -232,16 +232,20 @@ impl<M: RingMemory> Consumer<M> {
         take_sleeper(&self.memory, Word::ProducerSleeps)
     }
 
-    /// Asks to be woken for the next bytes. Whoever calls this forgets older wake-ups before, and
-    /// looks once more, by [`Self::pull`], before it sleeps.
+    /// Asks to be woken for the next bytes, behind `forget`, which forgets the wake-ups that have
+    /// arrived. Whoever calls this looks once more, by [`Self::pull`], before it sleeps.
     ///
     /// # Errors
-    /// None with memory that is there.
-    pub(super) fn ask_to_wake(&mut self) -> io::Result<()> {
+    /// Those of `forget`.
+    pub(super) fn ask_to_wake<T>(
+        &mut self,
+        forget: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let forgotten = forget()?;
         self.sleeps = true;
         self.memory.swap(Word::ConsumerSleeps, 1)?;
         self.memory.fence();
-        Ok(())
+        Ok(forgotten)
     }
 }
 
@@ -350,11 +354,11 @@ mod tests {
         producer.push(&[IoSlice::new(&[1])]).unwrap();
         assert!(!producer.consumer_must_wake().unwrap(), "it did not ask");
         assert_eq!(consumer.pull(&mut buffer).unwrap(), 1);
-        consumer.ask_to_wake().unwrap();
+        consumer.ask_to_wake(|| Ok(())).unwrap();
         producer.push(&[IoSlice::new(&[1])]).unwrap();
         assert!(producer.consumer_must_wake().unwrap());
         assert!(!producer.consumer_must_wake().unwrap());
-        consumer.ask_to_wake().unwrap();
+        consumer.ask_to_wake(|| Ok(())).unwrap();
         assert_eq!(consumer.pull(&mut buffer).unwrap(), 1);
         assert!(!producer.consumer_must_wake().unwrap(), "it found them");
 
@@ -471,8 +475,8 @@ mod tests {
                 let mut buffer = [0; 3];
                 let mut bytes = consumer.pull(&mut buffer).unwrap();
                 if bytes == 0 {
-                    for_consumer.forget();
-                    consumer.ask_to_wake().unwrap();
+                    let forget = || Ok(for_consumer.forget());
+                    consumer.ask_to_wake(forget).unwrap();
                     bytes = consumer.pull(&mut buffer).unwrap();
                 }
                 if bytes == 0 {

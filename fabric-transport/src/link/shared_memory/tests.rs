@@ -400,7 +400,7 @@ fn only_a_half_that_sleeps_is_woken() {
     };
     send();
     assert!(peer.heard().is_empty());
-    consumer.ask_to_wake().unwrap();
+    consumer.ask_to_wake(|| Ok(())).unwrap();
     send();
     send();
     assert_eq!(peer.heard(), [BYTES]);
@@ -417,6 +417,24 @@ fn only_a_half_that_sleeps_is_woken() {
     assert_eq!(link.receiver.fill().unwrap(), Filled::Blocked);
     producer.push(&frame).unwrap();
     assert!(producer.consumer_must_wake().unwrap());
+}
+
+#[test]
+fn side_that_reads_a_wake_up_wakes_nobody() {
+    let (mut near, mut far) = pair(RING_BYTES_MIN);
+    let waiters = [Waiter::new(&*near.receiver), Waiter::new(&*far.receiver)];
+    assert_eq!(far.receiver.fill().unwrap(), Filled::Blocked);
+    // What registering has to say.
+    for waiter in &waiters {
+        while waiter.rings(0) {}
+    }
+    let mut queue = SendQueue::default();
+    queue.push(frame(10, 0), false);
+    assert_eq!(near.sender.send(&mut queue).unwrap(), Sent::All);
+    waiters[1].wait();
+    assert_eq!(far.receiver.fill().unwrap(), Filled::Some);
+    assert_eq!(far.receiver.fill().unwrap(), Filled::Blocked);
+    assert!(!waiters[0].rings(0));
 }
 
 /// Sends and receives `count` frames on one thread, which sleeps whenever it can do neither.
