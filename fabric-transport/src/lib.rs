@@ -1,7 +1,7 @@
 //! The fabric between a host agent and an I/O director.
 //!
 //! A **session** joins one host to one director. It runs over one to four **links** (in-process,
-//! Unix or TCP), outlives each of them, and carries **lanes**: one flow-controlled, ordered stream of frames for each device,
+//! shared memory, Unix or TCP), outlives each of them, and carries **lanes**: one flow-controlled, ordered stream of frames for each device,
 //! direction and [virtual lane](frame::VirtualLane). No frame is ever dropped inside: a sender
 //! that has no credit waits, and only its own device waits with it.
 //!

@@ -268,6 +268,32 @@ mod tests {
     }
 
     #[test]
+    fn spinning_finds_what_comes_and_stops_when_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let address = LinkAddress::SharedMemory(directory.path().join("fabric"));
+        let listener = Listener::bind(&address).unwrap();
+        let mut near = connect(&address, Duration::from_secs(5)).unwrap();
+        let mut far = listener.accept().unwrap().expect("a connection waits");
+        let long = Duration::from_secs(3600);
+        let mut looks = 0;
+        let found = fill_or_spin(&mut *far.receiver, long, || {
+            looks += 1;
+            looks == 3
+        });
+        assert_eq!((found.unwrap(), looks), (Filled::Blocked, 3));
+        let mut queue = SendQueue::default();
+        queue.push(sealed(&[1], 0), true);
+        let found = fill_or_spin(&mut *far.receiver, long, || {
+            near.sender.send(&mut queue).unwrap();
+            false
+        });
+        assert_eq!(found.unwrap(), Filled::Some);
+        assert_eq!(far.receiver.frames().unwrap().len(), 1);
+        let none = fill_or_spin(&mut *far.receiver, Duration::ZERO, || panic!("no spin"));
+        assert_eq!(none.unwrap(), Filled::Blocked);
+    }
+
+    #[test]
     fn p02_bytes_that_are_no_frame_are_an_error() {
         use std::io::Write;
         let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();

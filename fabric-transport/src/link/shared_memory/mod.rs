@@ -40,7 +40,8 @@ use super::stream::{Source, StreamReceiver, StreamSender};
 /// Bytes of each ring that this side makes.
 const RING_BYTES: u32 = 1024 * 1024;
 
-const MAGIC: [u8; 4] = *b"OMSM";
+/// Not that of a frame: a `unix:` link that is greeted so ends at once.
+const MAGIC: [u8; 4] = *b"OSHM";
 const VERSION: u16 = 1;
 
 /// Says that there are bytes.
@@ -53,7 +54,7 @@ const REFUSED: u8 = 2;
 /// 300 messages of one byte.
 const WAKES_READS_MAX: usize = 16;
 
-/// What the connecting side sends, with the memfd.
+/// What the connecting side sends, with the memfd. As long as the header of a frame.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Greeting {
@@ -61,7 +62,7 @@ struct Greeting {
     version: U16,
     reserved: U16,
     ring_bytes: U32,
-    reserved_too: U32,
+    reserved_too: [U32; 5],
 }
 
 impl Greeting {
@@ -71,7 +72,7 @@ impl Greeting {
             version: VERSION.into(),
             reserved: 0.into(),
             ring_bytes: ring_bytes.into(),
-            reserved_too: 0.into(),
+            reserved_too: [U32::ZERO; 5],
         }
     }
 }
@@ -223,7 +224,7 @@ impl Meeting {
             ));
         }
         let version = greeting.version.get();
-        if version != VERSION || greeting.reserved != 0 || greeting.reserved_too != 0 {
+        if version != VERSION || greeting.reserved != 0 || greeting.reserved_too != [U32::ZERO; 5] {
             return Err(invalid(format!(
                 "peer speaks version {version} of the shared-memory link, this side {VERSION}"
             )));
@@ -270,6 +271,12 @@ impl Meeting {
                         let reason = String::from_utf8_lossy(reason);
                         let problem = format!("peer refused the shared-memory link: {reason:?}");
                         return Err(io::Error::new(io::ErrorKind::ConnectionRefused, problem));
+                    }
+                    if wakes.iter().any(|wake| *wake > ROOM) {
+                        return Err(io::Error::new(
+                            io::ErrorKind::InvalidData,
+                            "peer does not speak the shared-memory link: write shm: at both sides, or unix:",
+                        ));
                     }
                     news.room |= wakes.contains(&ROOM);
                 }

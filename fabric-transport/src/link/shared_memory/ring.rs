@@ -425,8 +425,9 @@ mod tests {
             *self.0.0.lock().unwrap() = true;
             self.0.1.notify_one();
         }
-        fn forget(&self) {
+        fn forget(&self) -> io::Result<()> {
             *self.0.0.lock().unwrap() = false;
+            Ok(())
         }
         fn sleep(&self) {
             let mut woken = self.0.0.lock().unwrap();
@@ -459,7 +460,7 @@ mod tests {
                     match producer.push(&[IoSlice::new(&BYTES[sent..])]).unwrap() {
                         0 => {
                             producer_wakes.sleep();
-                            producer_wakes.forget();
+                            producer_wakes.forget().unwrap();
                         }
                         bytes => {
                             sent += bytes;
@@ -475,8 +476,7 @@ mod tests {
                 let mut buffer = [0; 3];
                 let mut bytes = consumer.pull(&mut buffer).unwrap();
                 if bytes == 0 {
-                    let forget = || Ok(for_consumer.forget());
-                    consumer.ask_to_wake(forget).unwrap();
+                    consumer.ask_to_wake(|| for_consumer.forget()).unwrap();
                     bytes = consumer.pull(&mut buffer).unwrap();
                 }
                 if bytes == 0 {

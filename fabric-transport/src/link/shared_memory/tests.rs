@@ -12,8 +12,13 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::memory::RING_BYTES_MIN;
 use super::ring::{RingMemory, Word};
 use super::*;
-use crate::frame::{DeviceId, FrameBuffer, FrameHeader, FrameKind, HEADER_BYTES, VirtualLane};
-use crate::link::{BATCH_FRAMES_MAX, Filled, LinkReceiver, SendQueue, Sent, fill_or_spin};
+use crate::frame::{
+    DeviceId, FrameBuffer, FrameError, FrameHeader, FrameKind, HEADER_BYTES, VirtualLane,
+};
+use crate::link::{
+    BATCH_FRAMES_MAX, Filled, LinkAddress, LinkReceiver, Listener, SendQueue, Sent, connect,
+    fill_or_spin,
+};
 
 /// When a wake-up counts as lost.
 const PATIENCE_MS: u16 = 20_000;
@@ -159,11 +164,11 @@ fn p03_greeting_that_makes_no_sense_is_refused() {
         change(&mut greeting);
         refusal(greeting.as_bytes(), &memory())
     };
-    assert!(refusal(&good.as_bytes()[..15], &memory()).contains("does not greet"));
-    assert!(refusal(b"OM\x01\x01 a stream of frames", &[]).contains("does not greet"));
+    assert!(refusal(&good.as_bytes()[..31], &memory()).contains("does not greet"));
+    assert!(refusal(frame(10, 0).frame(), &[]).contains("does not greet"));
     assert!(with(|greeting| greeting.version = 2.into()).contains("version 2"));
     with(|greeting| greeting.reserved = 1.into());
-    with(|greeting| greeting.reserved_too = 1.into());
+    with(|greeting| greeting.reserved_too[4] = 1.into());
     for ring_bytes in [0, 1, 4096, 100_000, 8 << 20, 1 << 31, u32::MAX] {
         let problem = refusal(Greeting::new(ring_bytes).as_bytes(), &memory());
         assert!(problem.contains("power of two"), "{problem}");
@@ -227,6 +232,26 @@ fn p06_memory_that_could_be_taken_away_is_refused() {
 fn only_root_and_the_same_user_may_share_memory() {
     assert!(may_share(0, 1000) && may_share(1000, 1000) && may_share(0, 0));
     assert!(!may_share(1000, 0) && !may_share(1001, 1000));
+}
+
+#[test]
+fn p03_unix_link_at_the_other_side_is_noticed_by_both() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fabric");
+    let listener = Listener::bind(&LinkAddress::Unix(path.clone())).unwrap();
+    let patience = Duration::from_secs(5);
+    let mut near = connect(&LinkAddress::SharedMemory(path), patience).unwrap();
+    let mut far = listener.accept().unwrap().expect("a connection waits");
+    assert_eq!(far.receiver.fill().unwrap(), Filled::Some);
+    assert_eq!(
+        far.receiver.frames(),
+        Err(FrameError::Magic { magic: 0x534f })
+    );
+    let mut queue = SendQueue::default();
+    queue.push(frame(10, 0), false);
+    far.sender.send(&mut queue).unwrap();
+    let problem = near.receiver.fill().unwrap_err().to_string();
+    assert!(problem.contains("does not speak"), "{problem}");
 }
 
 #[test]
