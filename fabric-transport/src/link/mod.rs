@@ -109,8 +109,8 @@ const POLLS_PER_LOOK: u32 = 32;
 /// [`Filled::Blocked`], the thread may sleep.
 ///
 /// A wake-up costs tens of microseconds, so 50 us are worth their processor time where frames
-/// come often; zero waits for nothing. Only one processor must never be kept from the peer: see
-/// [`spin_allowed`].
+/// come often; with zero this is `fill`. With one processor, whoever spins keeps the peer from
+/// running: see [`spin_allowed`].
 ///
 /// # Errors
 /// The link is broken.

@@ -50,6 +50,7 @@ pub(super) enum Direction {
 #[derive(Debug, Clone)]
 pub(super) struct Mapping {
     region: Arc<MmapRegion>,
+    file: Arc<File>,
     ring_bytes: u32,
 }
 
@@ -101,8 +102,9 @@ impl Mapping {
 
     fn map(file: File, ring_bytes: u32) -> io::Result<Self> {
         let bytes = usize::try_from(file_bytes(ring_bytes)).map_err(io::Error::other)?;
+        let file = Arc::new(file);
         let region = MmapRegion::build(
-            Some(FileOffset::new(file, 0)),
+            Some(FileOffset::from_arc(file.clone(), 0)),
             bytes,
             PROT_READ | PROT_WRITE,
             // A page fault in the middle of a burst costs more than all of them at once.
@@ -111,6 +113,7 @@ impl Mapping {
         .map_err(|error| refused(format!("memory of the link cannot be mapped: {error}")))?;
         Ok(Self {
             region: Arc::new(region),
+            file,
             ring_bytes,
         })
     }
@@ -133,10 +136,8 @@ impl Mapping {
 }
 
 impl AsFd for Mapping {
-    #[expect(clippy::expect_used, reason = "`map` gives every region its file")]
     fn as_fd(&self) -> BorrowedFd<'_> {
-        let file = self.region.file_offset().expect("made from a file");
-        file.file().as_fd()
+        self.file.as_fd()
     }
 }
 
