@@ -52,7 +52,7 @@ pub struct Common {
     #[arg(long, value_name = "MODE", default_value = "660", value_parser = octal)]
     socket_mode: u32,
     /// Where the director listens; several are tried in turn
-    #[arg(long, value_name = "tcp:ADDR:PORT|unix:PATH", required = true)]
+    #[arg(long, value_name = "tcp:ADDR:PORT|unix:PATH|shm:PATH", required = true)]
     director: Vec<LinkAddress>,
     /// Name of this host at the director
     #[arg(long, value_name = "NAME")]
