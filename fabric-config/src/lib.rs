@@ -12,6 +12,7 @@
 //! name = "director1"
 //! listen = ["tcp:127.0.0.1:7471"]
 //! shared-luns = false                # default; true: LUN files are locked only while in use
+//! busy-poll-us = 0                   # default; 50: look for frames this long before sleeping
 //! [[director.link]]                  # director to host; absent: as the host's own
 //! host = "host1"
 //! rate = "10G"                       # what the link is sold as
@@ -165,6 +166,8 @@ pub struct DirectorConfig {
     /// Whether it locks the files of its LUNs only while a vHBA is attached, so that a standby
     /// director may serve the same files when this one is gone.
     pub shared_luns: bool,
+    /// How long the threads of sessions look for frames before they sleep.
+    pub busy_poll: Duration,
 }
 
 /// An Ethernet port: a TAP interface.
@@ -235,6 +238,8 @@ pub struct HostConfig {
     /// How long a better link must have been there before frames go back to it; `None` is the usual
     /// time.
     pub hold_down: Option<Duration>,
+    /// How long the session's thread looks for frames before it sleeps.
+    pub busy_poll: Duration,
     /// Folder of its device sockets.
     pub run_dir: PathBuf,
     /// What the host may send to the director (ingress of its devices).

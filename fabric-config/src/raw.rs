@@ -51,6 +51,8 @@ pub(crate) struct Director {
     #[serde(default)]
     pub(crate) shared_luns: bool,
     #[serde(default)]
+    pub(crate) busy_poll_us: u16,
+    #[serde(default)]
     pub(crate) link: Vec<Link>,
 }
 
@@ -148,6 +150,8 @@ pub(crate) struct Host {
     pub(crate) spread: bool,
     pub(crate) path_silence_ms: Option<Spanned<u32>>,
     pub(crate) hold_down_ms: Option<u32>,
+    #[serde(default)]
+    pub(crate) busy_poll_us: u16,
     #[serde(default)]
     pub(crate) embedded: bool,
     pub(crate) run_dir: PathBuf,

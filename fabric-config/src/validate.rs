@@ -75,6 +75,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         listen: validator.addresses(&format!("director {director_name}"), &raw.director.listen)?,
         name: director_name,
         shared_luns: raw.director.shared_luns,
+        busy_poll: Duration::from_micros(raw.director.busy_poll_us.into()),
     };
     validator.policies(&raw.qos_policy)?;
     validator.ethernet_ports(&raw.ethernet_port)?;
@@ -342,6 +343,7 @@ impl Validator<'_> {
             standby_director,
             spread: raw.spread,
             path_silence,
+            busy_poll: Duration::from_micros(raw.busy_poll_us.into()),
             hold_down: raw
                 .hold_down_ms
                 .map(|millis| Duration::from_millis(millis.into())),

@@ -108,6 +108,7 @@ impl HostAgent {
         }
         let mut session = session_config(&host.name);
         session.spread = host.spread;
+        session.busy_poll = host.busy_poll;
         if let Some(silence) = host.path_silence {
             session.path_silence_min = silence;
         }

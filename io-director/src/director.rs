@@ -161,6 +161,7 @@ impl Director {
         );
         let books = Arc::new(books);
         let mut session = session_config(&config.director.name);
+        session.busy_poll = config.director.busy_poll;
         if config.director.shared_luns {
             // The other director gets the LUNs of a host that is gone after this.
             session.resume_max = Duration::from_secs(1);

@@ -346,6 +346,7 @@ impl Endpoint {
         thread_name: &str,
     ) -> io::Result<(Arc<Self>, JoinHandle<()>)> {
         let peer = established.peer.clone();
+        let busy_poll = config.session.busy_poll;
         let core = Core {
             session: Session::new(config.role, config.session, established, now()),
             unacknowledged_bytes_max: unacknowledged_bytes_max(&config.budget),
@@ -367,7 +368,7 @@ impl Endpoint {
             new_paths: Mutex::new(vec![first]),
             peer,
         });
-        let thread = SessionThread::new(endpoint.clone(), config.role, directory)?;
+        let thread = SessionThread::new(endpoint.clone(), config.role, directory, busy_poll)?;
         let handle = std::thread::Builder::new()
             .name(thread_name.to_owned())
             .spawn(move || thread.run())?;

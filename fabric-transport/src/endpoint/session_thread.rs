@@ -3,14 +3,16 @@
 use std::borrow::Cow;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::reassembly::Reassembly;
 use super::{Directory, Endpoint, LaneClient, LaneSet, NewPath, PATH_CHANGES_MAX, Receipt, now};
 use crate::frame::{self, DeviceId, FrameError, FrameHeader, VirtualLane};
-use crate::link::{Filled, LinkReceiver};
+use crate::link::{Filled, LinkReceiver, fill_or_spin, spin_allowed};
 use crate::session::{CloseReason, PathCause, Role, SessionEvent, SessionState};
 
 /// Rounds of reading after which the links that had nothing are looked at too.
@@ -53,6 +55,9 @@ impl ReadPath {
 pub(super) struct SessionThread {
     endpoint: Arc<Endpoint>,
     role: Role,
+    busy_poll: Duration,
+    /// The link that brought something last: the one to look at before sleeping.
+    busy_path: Option<u16>,
     directory: Arc<dyn Directory>,
     epoll: Epoll,
     paths: Vec<ReadPath>,
@@ -84,6 +89,7 @@ impl SessionThread {
         endpoint: Arc<Endpoint>,
         role: Role,
         directory: Arc<dyn Directory>,
+        busy_poll: Duration,
     ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
@@ -92,6 +98,12 @@ impl SessionThread {
         Ok(Self {
             endpoint,
             role,
+            busy_poll: if spin_allowed() {
+                busy_poll
+            } else {
+                Duration::ZERO
+            },
+            busy_path: None,
             directory,
             epoll,
             paths: Vec::new(),
@@ -202,11 +214,21 @@ impl SessionThread {
             if !path.ready {
                 continue;
             }
-            let (id, filled) = (path.id, path.receiver.fill());
+            let id = path.id;
+            let longest = if self.busy_path == Some(id) {
+                self.busy_poll
+            } else {
+                Duration::ZERO
+            };
+            let more = &self.endpoint.more;
+            let filled = fill_or_spin(path.receiver.as_mut(), longest, || {
+                more.load(Ordering::Relaxed)
+            });
             path.handled = 0;
             match filled {
                 Ok(Filled::Some) => {
                     busy = true;
+                    self.busy_path = Some(id);
                     self.deliver(index);
                 }
                 Ok(Filled::Blocked) => path.ready = false,

@@ -216,7 +216,13 @@ fn send_all(client: &Recorder, lanes: &LaneSet, mut frames: Vec<(VirtualLane, Fr
 fn frames_cross_every_link_both_ways_in_order() {
     let directory = tempfile::tempdir().unwrap();
     let unix = LinkAddress::Unix(directory.path().join("fabric"));
-    for (near, far) in [in_process_pair("test"), stream_pair(&unix), tcp_pair()] {
+    let shared = LinkAddress::SharedMemory(directory.path().join("shared"));
+    for (near, far) in [
+        in_process_pair("test"),
+        stream_pair(&unix),
+        stream_pair(&shared),
+        tcp_pair(),
+    ] {
         let clients = [Recorder::new(false), Recorder::new(false)];
         let [host_client, director_client] = &clients;
         let _director = side(Role::Director, far, "100G", &clients[1..]);

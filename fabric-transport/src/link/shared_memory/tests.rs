@@ -75,6 +75,8 @@ fn frame(payload_bytes: usize, sequence: u32) -> FrameBuffer {
     let fill = sequence.to_le_bytes()[0];
     let mut frame = FrameBuffer::from_payload(&vec![fill; payload_bytes]);
     let header = FrameHeader {
+        version: 2,
+        attachment: 0,
         kind: FrameKind::Data,
         lane: Some(VirtualLane::Network),
         more: false,
