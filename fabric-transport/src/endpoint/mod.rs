@@ -302,6 +302,8 @@ pub struct Endpoint {
     /// Wakes the session thread for a close or a new link.
     wake: EventFd,
     new_paths: Mutex<Vec<NewPath>>,
+    /// Links that could not be written, with the reason, for the session thread to look at.
+    broken_paths: Mutex<Vec<(u16, String)>>,
     /// The peer's name.
     peer: String,
 }
@@ -366,6 +368,7 @@ impl Endpoint {
             )?,
             wake: EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             new_paths: Mutex::new(vec![first]),
+            broken_paths: Mutex::default(),
             peer,
         });
         let thread = SessionThread::new(endpoint.clone(), config.role, directory, busy_poll)?;

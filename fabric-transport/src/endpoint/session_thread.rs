@@ -17,6 +17,8 @@ use crate::session::{CloseReason, PathCause, Role, SessionEvent, SessionState};
 
 /// Rounds of reading after which the links that had nothing are looked at too.
 const ROUNDS_MAX: u32 = 16;
+/// Reads of a link that cannot be written any more; a socket's buffer holds less.
+const LAST_READS_MAX: usize = 64;
 /// Tokens of the epoll instance; links have their number.
 const TIMER: u64 = 1 << 16;
 const WAKE: u64 = TIMER + 1;
@@ -124,6 +126,7 @@ impl SessionThread {
         while self.endpoint.state() != SessionState::Closed {
             self.add_paths();
             let busy = self.read();
+            self.end_broken();
             // Only after reading: what waits in the socket proves that the peer lives, however
             // late this thread was scheduled.
             self.endpoint.lock().session.handle_timeout(now());
@@ -237,6 +240,34 @@ impl SessionThread {
             }
         }
         busy
+    }
+
+    /// Gives up the links that could not be written, once what they brought is read.
+    fn end_broken(&mut self) {
+        let broken = std::mem::take(
+            &mut *self
+                .endpoint
+                .broken_paths
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for (id, reason) in broken {
+            for _ in 0..LAST_READS_MAX {
+                let Some(index) = self.paths.iter().position(|path| path.id == id) else {
+                    break;
+                };
+                let path = self.paths.get_mut(index);
+                let filled = path.map(|path| {
+                    path.handled = 0;
+                    path.receiver.fill()
+                });
+                match filled {
+                    Some(Ok(Filled::Some)) => self.deliver(index),
+                    _ => break,
+                }
+            }
+            self.end(id, &reason);
+        }
     }
 
     /// Waits until there is something to do, or only looks.

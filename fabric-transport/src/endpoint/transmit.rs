@@ -175,11 +175,12 @@ impl Endpoint {
         }
     }
 
-    /// A link failed.
+    /// A link failed. What it brought before, a CLOSE perhaps, is read first.
     pub(crate) fn fail_path(&self, path: u16, reason: &str) {
-        self.lock()
-            .session
-            .handle_path_end(now(), path, reason.to_owned());
+        self.broken_paths
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((path, reason.to_owned()));
         ring(&self.wake);
     }
 
