@@ -183,6 +183,14 @@ impl RawPeer {
     /// Something else comes.
     pub fn greet(&mut self, name: &str) -> Result<()> {
         self.control(DeviceId(0), &Self::hello(name));
+        self.welcomed()
+    }
+
+    /// Waits for WELCOME, whose epoch all later frames carry.
+    ///
+    /// # Errors
+    /// Something else comes.
+    pub fn welcomed(&mut self) -> Result<()> {
         let (_, control) = self.expect(FrameKind::Welcome)?;
         let Control::Welcome { version, epoch, .. } = control else {
             bail!("{control:?} is no WELCOME");
@@ -197,6 +205,20 @@ impl RawPeer {
     /// # Errors
     /// Neither comes.
     pub fn attach(&mut self, device: u32, generation: u32, windows: Windows) -> Result<Control> {
+        self.request(device, generation, windows);
+        let device = DeviceId(device);
+        loop {
+            let (header, payload) = self.receive()?.context("director closed the session")?;
+            if matches!(header.kind, FrameKind::Attached | FrameKind::Refused)
+                && header.device == device
+            {
+                return Ok(Control::parse(header.kind, &payload)?);
+            }
+        }
+    }
+
+    /// Asks for a device and does not wait for the answer.
+    pub fn request(&mut self, device: u32, generation: u32, windows: Windows) {
         let device = DeviceId(device);
         self.windows.insert(device, windows);
         if self.version > 1 {
@@ -212,14 +234,6 @@ impl RawPeer {
                 windows,
             },
         );
-        loop {
-            let (header, payload) = self.receive()?.context("director closed the session")?;
-            if matches!(header.kind, FrameKind::Attached | FrameKind::Refused)
-                && header.device == device
-            {
-                return Ok(Control::parse(header.kind, &payload)?);
-            }
-        }
     }
 
     /// The header of the next DATA frame on a lane, with the right sequence number and the credit

@@ -39,6 +39,7 @@ impl Door {
                 (LinkAddress::Tcp(address), Some(port))
             }
             LinkAddress::Unix(_) => (LinkAddress::Unix(folder.join("proxy")), None),
+            other => return Err(no_stream(other)),
         };
         let mut door = Self {
             address,
@@ -70,6 +71,7 @@ impl Door {
                 listener.set_nonblocking(true)?;
                 Listener::Unix(listener)
             }
+            other => return Err(no_stream(other)),
         };
         self.listener = Some(listener);
         Ok(())
@@ -149,7 +151,12 @@ pub(super) fn start_connect(target: &LinkAddress) -> Result<RawStream> {
             let stream = begin(&UnixAddr::new(path)?)?;
             Ok(RawStream::Unix(UnixStream::from(stream)))
         }
+        other => Err(no_stream(other)),
     }
+}
+
+fn no_stream(address: &LinkAddress) -> anyhow::Error {
+    anyhow::anyhow!("a proxy stands between tcp: or unix: sockets, not at {address}")
 }
 
 fn begin(target: &dyn SockaddrLike) -> Result<OwnedFd> {

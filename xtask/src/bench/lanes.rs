@@ -1,4 +1,4 @@
-//! Two endpoints joined by loopback TCP, and devices that only count.
+//! Two endpoints joined by a link of any kind, and devices that only count.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fabric_transport::endpoint::{DeviceGrant, Endpoint, NewPath};
-use fabric_transport::link::{Link, Listener, connect};
+use fabric_transport::link::{Link, LinkAddress, Listener, connect};
 use fabric_transport::session::{Established, Role, SessionConfig};
 use fabric_transport::{
     DeviceId, Directory, EndpointConfig, FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused,
@@ -267,6 +267,33 @@ impl ReceivingEnd {
     }
 }
 
+/// What joins two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LinkKind {
+    /// Loopback TCP, with or without CRC32C.
+    Tcp { checksummed: bool },
+    /// Shared memory.
+    SharedMemory,
+}
+
+impl LinkKind {
+    /// Both ends of a new link.
+    pub(super) fn pair(self) -> Result<(Link, Link)> {
+        let folder = tempfile::tempdir()?;
+        let address = match self {
+            Self::Tcp { .. } => "tcp:127.0.0.1:0".parse()?,
+            Self::SharedMemory => LinkAddress::SharedMemory(folder.path().join("link")),
+        };
+        let listener = Listener::bind(&address)?;
+        let mut near = connect(&listener.address()?, PATIENCE)?;
+        let mut far = listener.accept()?.context("no connection arrived")?;
+        if let Self::Tcp { checksummed } = self {
+            (near.checksummed, far.checksummed) = (checksummed, checksummed);
+        }
+        Ok((near, far))
+    }
+}
+
 /// Both ends in this process.
 pub(super) struct Lanes {
     sending: SendingEnd,
@@ -274,11 +301,10 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    /// Joins two ends by TCP; every device sends at most at its rate on a link of `budget`.
-    pub(super) fn start(budget: &LinkBudget, rates: &[DeviceRate]) -> Result<Self> {
-        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse()?)?;
-        let near = connect(&listener.address()?, PATIENCE)?;
-        let far = listener.accept()?.context("no connection arrived")?;
+    /// Joins two ends by a link of `kind`; every device sends at most at its rate on a link of
+    /// `budget`.
+    pub(super) fn start(kind: LinkKind, budget: &LinkBudget, rates: &[DeviceRate]) -> Result<Self> {
+        let (near, far) = kind.pair()?;
         let receiving = ReceivingEnd::start(far, budget, rates.len())?;
         Ok(Self {
             sending: SendingEnd::start(near, budget, rates)?,

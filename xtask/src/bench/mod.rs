@@ -49,8 +49,11 @@ enum Name {
     QosGuest,
     /// A guest without receive buffers and a LUN that answers after 5 s: what the others notice
     SlowConsumer,
-    /// Lanes, credits, scheduler and CRC32C against plain writes on the same loopback TCP
+    /// Lanes, credits, scheduler and CRC32C on every kind of link, next to the bare links: rates,
+    /// round trips, thousands of devices and hosts
     Fabric,
+    /// Links that close and fall silent under a guest at work: how long nothing gets through
+    Failover,
 }
 
 impl Name {
@@ -70,6 +73,7 @@ impl Name {
             Self::QosGuest => &[qos_guest::measure],
             Self::SlowConsumer => &[slow_consumer::measure],
             Self::Fabric => &[fabric::measure],
+            Self::Failover => &[fabric::failover],
         }
     }
 }
@@ -116,7 +120,7 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
     if !bench.optimised {
         return run_optimised(bench);
     }
-    let all = [Name::Qos, Name::SlowConsumer, Name::Fabric];
+    let all = [Name::Qos, Name::SlowConsumer, Name::Fabric, Name::Failover];
     let benches = if bench.benches.is_empty() {
         all.to_vec()
     } else {
