@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `host1 uplink` | ingress | the host's VMs and devices |
 //! | `host1 downlink` | egress | the same |
+//! | `edge-switch switch1` | each | the VMs and devices of the hosts behind it |
 //! | `ethernet-port 10/1` | each | the vNICs on the port, of all hosts |
 //! | `san-port 12/1` | each | the vHBAs on the port, of all hosts |
 //!
@@ -16,7 +17,7 @@ use qos::{
 };
 
 use crate::address::PortName;
-use crate::{LabConfig, VmConfig};
+use crate::{HostConfig, LabConfig, VmConfig};
 
 /// Which way data goes, seen from the I/O director as in the original.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -185,6 +186,43 @@ impl VmConfig {
             sum.saturating_add(device.rate(direction).cir)
         })
     }
+
+    /// The sum of its devices' weights, automatic or not.
+    fn weight(&self, direction: Direction) -> u32 {
+        self.devices().fold(0, |sum: u32, device| {
+            let rate = device.rate(direction);
+            let automatic = u32::try_from(rate.cir.bits_per_second() / 1_000_000);
+            let automatic = automatic.unwrap_or(u32::MAX).max(DeviceRate::WEIGHT_MIN);
+            sum.saturating_add(match rate.weight {
+                0 => automatic,
+                weight => weight,
+            })
+        })
+    }
+}
+
+impl HostConfig {
+    /// What the host is on a hop that it shares with others: a reservation that is the sum of what
+    /// its VMs and devices reserve, and a weight that is the sum of theirs.
+    #[must_use]
+    pub fn share(&self, direction: Direction) -> VmRate {
+        let mut share = VmRate::default();
+        for vm in &self.vms {
+            let rate = vm.rate(direction);
+            let reserved = match rate.cir {
+                BitRate::ZERO => vm.reserved(direction),
+                cir => cir,
+            };
+            let weight = match rate.weight {
+                0 => vm.weight(direction),
+                weight => weight,
+            };
+            share.cir = share.cir.saturating_add(reserved);
+            share.weight = share.weight.saturating_add(weight);
+        }
+        share.weight = share.weight.max(DeviceRate::WEIGHT_MIN);
+        share
+    }
 }
 
 /// Nothing is ever sent, so it may always be the same moment.
@@ -254,7 +292,8 @@ impl Hop {
 
 impl LabConfig {
     /// Reserves for every device and VM on every hop it crosses, in the order of the file: links of
-    /// the hosts, then Ethernet ports, then SAN ports. Ports without a budget are no hops.
+    /// the hosts, then edge switches, Ethernet ports and SAN ports. Ports without a budget are no
+    /// hops.
     #[must_use]
     pub fn admit(&self) -> Vec<Admission> {
         let mut admissions = Vec::new();
@@ -266,6 +305,17 @@ impl LabConfig {
                 let mut hop = Hop::new(budget, direction);
                 for vm in &host.vms {
                     hop.add_vm(vm);
+                }
+                admissions.push(hop.done());
+            }
+        }
+        for switch in &self.edge_switches {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let mut hop = Hop::new(&switch.budget, direction);
+                for host in switch.hosts.iter().filter_map(|host| self.host(host)) {
+                    for vm in &host.vms {
+                        hop.add_vm(vm);
+                    }
                 }
                 admissions.push(hop.done());
             }
@@ -293,6 +343,8 @@ impl LabConfig {
             .hosts
             .iter_mut()
             .flat_map(|host| [&mut host.budget, &mut host.downlink]);
+        let switches = self.edge_switches.iter_mut();
+        let links = links.chain(switches.map(|switch| &mut switch.budget));
         let ethernet = self.ethernet_ports.iter_mut();
         let ethernet = ethernet.filter_map(|port| port.budget.as_mut());
         let san = self.san_ports.iter_mut();

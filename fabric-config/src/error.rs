@@ -9,7 +9,9 @@ use qos::{BitRate, InvalidBudget, InvalidRate, ParseBitRateError, PolicyError};
 
 use crate::address::{AddressError, MacAddress, PortName, Wwpn};
 use crate::admit::Direction;
-use crate::{INTERFACE_NAME_BYTES_MAX, LUN_MAX, MTU_MAX, MTU_MIN, NAME_BYTES_MAX};
+use crate::{
+    EDGE_SWITCH_PORTS_MAX, INTERFACE_NAME_BYTES_MAX, LUN_MAX, MTU_MAX, MTU_MIN, NAME_BYTES_MAX,
+};
 
 /// Why a lab file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -290,6 +292,24 @@ pub enum Problem {
     NoSuchHost {
         /// The host.
         host: String,
+    },
+    /// A host behind an edge switch that makes no links.
+    #[error("host {host} is embedded and has no link; give it director = [...] or leave it out")]
+    EmbeddedHost {
+        /// The host.
+        host: String,
+    },
+    /// An edge switch that nobody can reach, or that reaches nobody.
+    #[error("{key} is empty; write at least one {key} address")]
+    NoAddress {
+        /// `listen` or `director`.
+        key: &'static str,
+    },
+    /// A port count that no edge switch has.
+    #[error("{ports} ports are out of range; use 1 to {EDGE_SWITCH_PORTS_MAX}")]
+    Ports {
+        /// The count.
+        ports: usize,
     },
     /// A delay that no test needs.
     #[error("delay-ms {delay_ms} is out of range; use 0 to {delay_ms_max}")]

@@ -89,6 +89,15 @@
 //! port = "10/1"
 //! mac = "02:00:00:00:00:02"
 //! ingress = { cir = "50M", cbs-bytes = 3000, delay-us = 500 }
+//!
+//! [[edge-switch]]                    # carries the links of hosts to the director
+//! name = "switch1"
+//! listen = ["tcp:127.0.0.1:7481"]    # the director address of the hosts behind it
+//! director = ["tcp:127.0.0.1:7471"]  # tried in turn
+//! rate = "10G"                       # of its uplink, each way; payload, reservable, oversubscribe:
+//!                                    # as above
+//! hosts = ["host1"]                  # others are turned away
+//! ports = 24                         # default and most: host links at a time
 //! ```
 //!
 //! | word of a direction | unit | for | default |
@@ -139,6 +148,9 @@ pub const VNIC_QUEUES_MAX: u16 = 8;
 /// Request queues of a vHBA at most, beside its control and event queue.
 pub const VHBA_QUEUES_MAX: u16 = 16;
 
+/// Ports of an edge switch at most, as the original's IS24 had.
+pub const EDGE_SWITCH_PORTS_MAX: usize = 24;
+
 /// A whole, valid lab file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabConfig {
@@ -154,6 +166,8 @@ pub struct LabConfig {
     pub luns: Vec<LunConfig>,
     /// The hosts and their VMs.
     pub hosts: Vec<HostConfig>,
+    /// What stands between hosts and the director.
+    pub edge_switches: Vec<EdgeSwitchConfig>,
 }
 
 /// The I/O director.
@@ -248,6 +262,23 @@ pub struct HostConfig {
     pub downlink: LinkBudget,
     /// Its VMs.
     pub vms: Vec<VmConfig>,
+}
+
+/// An edge switch: a relay that carries the links of many hosts over one uplink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EdgeSwitchConfig {
+    /// Its name.
+    pub name: String,
+    /// Where it listens for hosts; never empty.
+    pub listen: Vec<LinkAddress>,
+    /// Where the director listens, in order of preference; never empty.
+    pub director: Vec<LinkAddress>,
+    /// What its uplink carries, the same in each direction.
+    pub budget: LinkBudget,
+    /// The hosts behind it; each is in the file and not embedded.
+    pub hosts: Vec<String>,
+    /// Host links at a time: 1 to [`EDGE_SWITCH_PORTS_MAX`].
+    pub ports: usize,
 }
 
 /// A VM and its devices: a physical server with its server profile, in the original's words.
@@ -345,6 +376,12 @@ impl LabConfig {
     #[must_use]
     pub fn host(&self, name: &str) -> Option<&HostConfig> {
         self.hosts.iter().find(|host| host.name == name)
+    }
+
+    /// The edge switch called `name`.
+    #[must_use]
+    pub fn edge_switch(&self, name: &str) -> Option<&EdgeSwitchConfig> {
+        self.edge_switches.iter().find(|switch| switch.name == name)
     }
 
     /// The Ethernet port called `port`.

@@ -40,6 +40,8 @@ pub(crate) struct Lab {
     pub(crate) lun: Vec<Lun>,
     #[serde(default)]
     pub(crate) host: Vec<Host>,
+    #[serde(default)]
+    pub(crate) edge_switch: Vec<EdgeSwitch>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -68,7 +70,7 @@ pub(crate) struct Link {
     pub(crate) oversubscribe: bool,
 }
 
-/// The keys that `[[host]]` and `[[director.link]]` share.
+/// The keys that `[[host]]`, `[[director.link]]` and `[[edge-switch]]` share.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LinkWords<'a> {
     pub(crate) rate: &'a Text,
@@ -172,6 +174,36 @@ impl Host {
             payload: self.payload.as_ref(),
             reservable: self.reservable.as_ref(),
             protected: self.protected.as_ref(),
+            oversubscribe: self.oversubscribe,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct EdgeSwitch {
+    pub(crate) name: Text,
+    #[serde(default)]
+    pub(crate) listen: Vec<Text>,
+    #[serde(default)]
+    pub(crate) director: Vec<Text>,
+    pub(crate) rate: Text,
+    pub(crate) payload: Option<Text>,
+    pub(crate) reservable: Option<Text>,
+    #[serde(default)]
+    pub(crate) oversubscribe: bool,
+    #[serde(default)]
+    pub(crate) hosts: Vec<Text>,
+    pub(crate) ports: Option<Spanned<usize>>,
+}
+
+impl EdgeSwitch {
+    pub(crate) fn words(&self) -> LinkWords<'_> {
+        LinkWords {
+            rate: &self.rate,
+            payload: self.payload.as_ref(),
+            reservable: self.reservable.as_ref(),
+            protected: None,
             oversubscribe: self.oversubscribe,
         }
     }

@@ -13,7 +13,7 @@ use crate::admit::Direction;
 use crate::error::{ConfigError, Problem, Unique};
 use crate::raw;
 use crate::{
-    DirectorConfig, EthernetPortConfig, HostConfig, INTERFACE_NAME_BYTES_MAX, LUN_MAX, LabConfig,
+    DirectorConfig, EDGE_SWITCH_PORTS_MAX, EdgeSwitchConfig, EthernetPortConfig, HostConfig, INTERFACE_NAME_BYTES_MAX, LUN_MAX, LabConfig,
     LunConfig, LunMapping, MTU_MAX, MTU_MIN, NAME_BYTES_MAX, SanPortConfig, Uplink,
     VHBA_QUEUES_MAX, VNIC_QUEUES_MAX, VhbaConfig, VmConfig, VnicConfig,
 };
@@ -87,6 +87,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
     for host in &raw.host {
         hosts.push(validator.host(host, &downlinks, &mut host_names)?);
     }
+    let edge_switches = validator.edge_switches(&raw.edge_switch, &hosts)?;
     let Validator {
         policies,
         ethernet_ports,
@@ -101,6 +102,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         san_ports,
         luns,
         hosts,
+        edge_switches,
     })
 }
 
@@ -352,6 +354,52 @@ impl Validator<'_> {
             downlink,
             vms,
         })
+    }
+
+    fn edge_switches(
+        &self,
+        switches: &[raw::EdgeSwitch],
+        hosts: &[HostConfig],
+    ) -> Result<Vec<EdgeSwitchConfig>> {
+        let mut names = Owners::default();
+        let mut configs = Vec::new();
+        for raw in switches {
+            let name = self.name("edge-switch", &raw.name)?;
+            let object = format!("edge-switch {name}");
+            self.at(&object, &raw.name, names.claim(&name, &object))?;
+            for (key, addresses) in [("listen", &raw.listen), ("director", &raw.director)] {
+                self.require(&object, &raw.name, !addresses.is_empty(), || {
+                    Problem::NoAddress { key }
+                })?;
+            }
+            let ports = raw.ports.as_ref();
+            let count = ports.map_or(EDGE_SWITCH_PORTS_MAX, |ports| *ports.get_ref());
+            if let Some(spanned) = ports {
+                let there = (1..=EDGE_SWITCH_PORTS_MAX).contains(&count);
+                self.require(&object, spanned, there, || Problem::Ports { ports: count })?;
+            }
+            let mut behind = Owners::default();
+            for host in &raw.hosts {
+                let name = host.get_ref();
+                self.at(&object, host, behind.claim(name, &object))?;
+                let known = hosts.iter().find(|known| known.name == *name);
+                let known = known.ok_or_else(|| Problem::NoSuchHost { host: name.clone() });
+                let known = self.at(&object, host, known)?;
+                let linked = known.uplink != Uplink::Embedded;
+                self.require(&object, host, linked, || Problem::EmbeddedHost {
+                    host: name.clone(),
+                })?;
+            }
+            configs.push(EdgeSwitchConfig {
+                listen: self.addresses(&object, &raw.listen)?,
+                director: self.addresses(&object, &raw.director)?,
+                budget: self.link_budget(&object, object.clone(), raw.words())?,
+                hosts: raw.hosts.iter().map(|host| host.get_ref().clone()).collect(),
+                ports: count,
+                name,
+            });
+        }
+        Ok(configs)
     }
 
     fn vm(&mut self, raw: &raw::Vm) -> Result<VmConfig> {

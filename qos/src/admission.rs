@@ -69,6 +69,13 @@ impl LinkBudget {
         })
     }
 
+    /// The same for a hop of another name.
+    #[must_use]
+    pub fn named(self, hop: impl Into<String>) -> Self {
+        let hop = hop.into();
+        Self { hop, ..self }
+    }
+
     /// The same for a link that is sold as `nominal`.
     #[must_use]
     pub fn sold_as(self, nominal: BitRate) -> Self {

@@ -63,6 +63,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "scsi-target",
         ],
     ),
+    (
+        "edge-switch",
+        &["qos", "qos-monitor", "fabric-transport", "fabric-config"],
+    ),
     ("orimono-qemu", &["guest-init"]),
     (
         "host-agent",
@@ -87,6 +91,7 @@ const CORES: &[&str] = &[
     "scsi-target/src",
     "fabric-payload/src",
     "fabric-transport/src/session",
+    "edge-switch/src/relay",
 ];
 
 /// What a pure core must not name.

@@ -1,0 +1,322 @@
+//! A port: a host's link, and the one that was made to the director for it.
+//!
+//! ```text
+//! (HELLO read) ──> Connecting ──director reached──> Relaying ──a side ended──> Draining ──> (closed)
+//!                      └── not reached: the host is told why ──────────────────────────────────┘
+//! ```
+//!
+//! Draining hands the last frames of the side that ended to the other one, a director's refusal for
+//! instance, and takes [`DRAIN_MAX`] at most. A link that breaks closes its port at once.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fabric_transport::FrameBuffer;
+use fabric_transport::frame::{FrameError, FrameHeader, HEADER_BYTES};
+use fabric_transport::link::{Filled, Link, SendQueue, Sent};
+use qos::MonotonicTime;
+
+use crate::relay::Relay;
+
+/// How long the last frames of a side that ended are passed on: no longer than a session waits
+/// before it gives up a silent link.
+pub(crate) const DRAIN_MAX: Duration = Duration::from_millis(100);
+
+/// From host to director; also the side that such frames come from.
+pub(crate) const UP: usize = 0;
+/// From director to host; also the side that such frames come from.
+pub(crate) const DOWN: usize = 1;
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whole between any two statements: going on is safe.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One of the two links of a port.
+#[derive(Debug)]
+pub(crate) struct Side {
+    pub(crate) link: Link,
+    /// What goes out by the link.
+    out: SendQueue,
+    readable: bool,
+    writable: bool,
+    /// The receiver holds frames that were not passed on; `handled` of them were.
+    pending: bool,
+    handled: usize,
+    ended: bool,
+}
+
+impl Side {
+    /// A link of which nothing was passed on. `pending`: its receiver has frames already.
+    pub(crate) fn new(link: Link, pending: bool) -> Self {
+        Self {
+            link,
+            out: SendQueue::default(),
+            readable: true,
+            writable: true,
+            pending,
+            handled: 0,
+            ended: false,
+        }
+    }
+
+    /// Passes on what the link has, as far as there is room; reads it once at most. True if there
+    /// may be more.
+    fn read(
+        &mut self,
+        now: MonotonicTime,
+        relay: &mut Relay,
+        port: usize,
+        to_checksummed: bool,
+    ) -> Result<bool, String> {
+        if !relay.has_room(port) {
+            return Ok(false);
+        }
+        if !self.pending {
+            if !self.readable {
+                return Ok(false);
+            }
+            match self.link.receiver.fill() {
+                Ok(Filled::Some) => (self.pending, self.handled) = (true, 0),
+                Ok(Filled::Blocked) => {
+                    self.readable = false;
+                    return Ok(false);
+                }
+                Ok(Filled::End) => {
+                    self.ended = true;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        let frames = self.link.receiver.frames().map_err(|e| e.to_string())?;
+        let count = frames.len();
+        for frame in frames.into_iter().skip(self.handled) {
+            if !relay.has_room(port) {
+                break;
+            }
+            let frame = passed_on(frame, self.link.checksummed, to_checksummed);
+            relay.push(now, port, frame.map_err(|error| error.to_string())?);
+            self.handled += 1;
+        }
+        self.pending = self.handled < count;
+        Ok(true)
+    }
+
+    /// Hands what waits to the link. False if the link does not take it all.
+    fn flush(&mut self) -> Result<bool, String> {
+        match self.link.sender.send(&mut self.out) {
+            Ok(Sent::All) => Ok(true),
+            Ok(Sent::Blocked) => {
+                self.writable = false;
+                Ok(false)
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// A frame as it goes out by the other link: unchanged, whenever that is possible.
+///
+/// Between two links that need the CRC32C it is neither checked nor computed anew, so it covers the
+/// memory of the switch as well. Where only one of them needs it, it is checked before it is lost,
+/// or added.
+fn passed_on(
+    frame: &[u8],
+    from_checksummed: bool,
+    to_checksummed: bool,
+) -> Result<FrameBuffer, FrameError> {
+    match (from_checksummed, to_checksummed) {
+        (false, true) => {
+            let (header, payload) = FrameHeader::parse(frame, false)?;
+            let mut sealed = FrameBuffer::from_payload(payload);
+            sealed.seal(&header, true);
+            return Ok(sealed);
+        }
+        (true, false) => {
+            FrameHeader::parse(frame, true)?;
+        }
+        (true, true) | (false, false) => {}
+    }
+    let mut same = FrameBuffer::with_capacity(frame.len().saturating_sub(HEADER_BYTES));
+    same.append_with(|bytes| {
+        // The room of the header is filled with the header that the frame has.
+        bytes.clear();
+        bytes.extend_from_slice(frame);
+    });
+    Ok(same)
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) host: String,
+    /// Which of the host's links it is.
+    pub(crate) priority: u8,
+    /// Names the attempt to reach the director.
+    pub(crate) ticket: u64,
+    pub(crate) host_side: Side,
+    /// `None` while it is being made.
+    pub(crate) director_side: Option<Side>,
+    /// When it is closed whatever is left.
+    pub(crate) close_by: Option<MonotonicTime>,
+}
+
+impl Port {
+    pub(crate) fn side_mut(&mut self, side: usize) -> Option<&mut Side> {
+        match side {
+            UP => Some(&mut self.host_side),
+            _ => self.director_side.as_mut(),
+        }
+    }
+
+    /// Something happened at a side. `hung_up`: the peer sends nothing more, or the link is broken.
+    pub(crate) fn mark(&mut self, now: MonotonicTime, side: usize, hung_up: bool) {
+        if let Some(side) = self.side_mut(side) {
+            (side.readable, side.writable) = (true, true);
+        }
+        if hung_up {
+            self.end(now);
+        }
+    }
+
+    fn end(&mut self, now: MonotonicTime) {
+        self.close_by.get_or_insert(now.saturating_add(DRAIN_MAX));
+    }
+
+    /// Reads both links. True if there may be more to read.
+    ///
+    /// # Errors
+    /// Why the port must be closed now.
+    pub(crate) fn read(
+        &mut self,
+        now: MonotonicTime,
+        relays: &[Mutex<Relay>; 2],
+        number: usize,
+    ) -> Result<bool, String> {
+        let Some(director_side) = &mut self.director_side else {
+            return Ok(false);
+        };
+        let host_side = &mut self.host_side;
+        let mut more = false;
+        let [up, down] = relays;
+        // Nobody takes what comes for a side that ended, and that has nothing more itself.
+        if !host_side.ended && !director_side.ended {
+            let to_checksummed = director_side.link.checksummed;
+            let read = host_side.read(now, &mut lock(up), number, to_checksummed);
+            more |= read.map_err(|error| format!("link of the host: {error}"))?;
+            let to_checksummed = host_side.link.checksummed;
+            let read = director_side.read(now, &mut lock(down), number, to_checksummed);
+            more |= read.map_err(|error| format!("link to the director: {error}"))?;
+        }
+        if host_side.ended || director_side.ended {
+            self.end(now);
+        }
+        Ok(more)
+    }
+
+    /// Queues a frame that may leave.
+    pub(crate) fn grant(&mut self, way: usize, frame: FrameBuffer) {
+        if let Some(to) = self.side_mut(1 - way) {
+            to.out.push(frame, false);
+        }
+    }
+
+    /// Hands what may leave to the links.
+    ///
+    /// # Errors
+    /// Why the port must be closed now.
+    pub(crate) fn flush(
+        &mut self,
+        now: MonotonicTime,
+        relays: &[Mutex<Relay>; 2],
+        number: usize,
+    ) -> Result<(), String> {
+        for (way, relay) in relays.iter().enumerate() {
+            // Who ended takes nothing more; trying would end the port before it is drained.
+            if let Some(to) = self.side_mut(1 - way)
+                && to.writable
+                && !to.ended
+                && !to.out.is_sent()
+            {
+                let all = to.flush()?;
+                lock(relay).set_blocked(now, number, !all);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is left to do for it, and why.
+    pub(crate) fn is_over(
+        &self,
+        now: MonotonicTime,
+        relays: &[Mutex<Relay>; 2],
+        number: usize,
+    ) -> Option<&'static str> {
+        let late = self.close_by? <= now;
+        let drained = |way: usize, from: &Side, to: &Side| {
+            let relay = relays.get(way).map(lock);
+            let empty = relay.is_none_or(|relay| relay.is_empty(number));
+            from.ended && empty && to.out.is_sent()
+        };
+        match &self.director_side {
+            Some(director_side) if director_side.ended => {
+                let over = late || drained(DOWN, director_side, &self.host_side);
+                over.then_some("the director closed its link")
+            }
+            Some(director_side) if self.host_side.ended => {
+                let over = late || drained(UP, &self.host_side, director_side);
+                over.then_some("the host closed its link")
+            }
+            _ => late.then_some("a link broke"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fabric_transport::frame::{DeviceId, FrameKind, VirtualLane};
+
+    fn sealed(checksummed: bool) -> FrameBuffer {
+        let mut frame = FrameBuffer::from_payload(b"payload");
+        let header = FrameHeader {
+            version: 2,
+            kind: FrameKind::Data,
+            lane: Some(VirtualLane::Network),
+            more: true,
+            epoch: 7,
+            device: DeviceId(3),
+            payload_bytes: 0,
+            attachment: 5,
+            sequence: 11,
+            credit_limit: 13,
+            acknowledge: 17,
+        };
+        frame.seal(&header, checksummed);
+        frame
+    }
+
+    #[test]
+    fn frames_pass_unchanged_or_with_the_checksum_that_the_link_needs() {
+        for checksummed in [false, true] {
+            let frame = sealed(checksummed);
+            let same = passed_on(frame.frame(), checksummed, checksummed).unwrap();
+            assert_eq!(same, frame);
+        }
+        let added = passed_on(sealed(false).frame(), false, true).unwrap();
+        assert_eq!(added, sealed(true));
+        let kept = passed_on(sealed(true).frame(), true, false).unwrap();
+        assert_eq!(kept, sealed(true));
+    }
+
+    #[test]
+    fn p10_a_flipped_bit_is_not_passed_to_a_link_without_checksums() {
+        let mut frame = sealed(true).frame().to_vec();
+        frame[40 - 8] ^= 1;
+        assert_eq!(passed_on(&frame, true, false), Err(FrameError::Checksum));
+        // The far end of a link that has them finds it.
+        let passed = passed_on(&frame, true, true).unwrap();
+        assert!(FrameHeader::parse(passed.frame(), true).is_err());
+    }
+}
