@@ -116,7 +116,9 @@ impl EventLoop {
             timer,
             listeners: listeners.into_iter().map(|it| (it, true)).collect(),
             accept_after: None,
-            silent: std::iter::repeat_with(|| None).take(GREETINGS_MAX).collect(),
+            silent: std::iter::repeat_with(|| None)
+                .take(GREETINGS_MAX)
+                .collect(),
             ports: std::iter::repeat_with(|| None)
                 .take(shared.config.ports)
                 .collect(),

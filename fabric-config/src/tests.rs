@@ -3,6 +3,7 @@
 use super::*;
 
 mod admit;
+mod edge_switch;
 mod rates;
 
 const LAB: &str = r#"

@@ -13,9 +13,10 @@ use crate::admit::Direction;
 use crate::error::{ConfigError, Problem, Unique};
 use crate::raw;
 use crate::{
-    DirectorConfig, EDGE_SWITCH_PORTS_MAX, EdgeSwitchConfig, EthernetPortConfig, HostConfig, INTERFACE_NAME_BYTES_MAX, LUN_MAX, LabConfig,
-    LunConfig, LunMapping, MTU_MAX, MTU_MIN, NAME_BYTES_MAX, SanPortConfig, Uplink,
-    VHBA_QUEUES_MAX, VNIC_QUEUES_MAX, VhbaConfig, VmConfig, VnicConfig,
+    DirectorConfig, EDGE_SWITCH_PORTS_MAX, EdgeSwitchConfig, EthernetPortConfig, HostConfig,
+    INTERFACE_NAME_BYTES_MAX, LUN_MAX, LabConfig, LunConfig, LunMapping, MTU_MAX, MTU_MIN,
+    NAME_BYTES_MAX, SanPortConfig, Uplink, VHBA_QUEUES_MAX, VNIC_QUEUES_MAX, VhbaConfig, VmConfig,
+    VnicConfig,
 };
 
 const MTU_DEFAULT: u16 = 1500;
@@ -394,7 +395,11 @@ impl Validator<'_> {
                 listen: self.addresses(&object, &raw.listen)?,
                 director: self.addresses(&object, &raw.director)?,
                 budget: self.link_budget(&object, object.clone(), raw.words())?,
-                hosts: raw.hosts.iter().map(|host| host.get_ref().clone()).collect(),
+                hosts: raw
+                    .hosts
+                    .iter()
+                    .map(|host| host.get_ref().clone())
+                    .collect(),
                 ports: count,
                 name,
             });

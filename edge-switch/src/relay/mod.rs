@@ -225,8 +225,7 @@ impl Relay {
             queue.scheduled_bytes -= bytes;
             queue.bytes -= bytes;
             queue.frames -= 1;
-            queue.full &=
-                queue.bytes > QUEUE_BYTES_MAX / 2 || queue.frames > QUEUE_FRAMES_MAX / 2;
+            queue.full &= queue.bytes > QUEUE_BYTES_MAX / 2 || queue.frames > QUEUE_FRAMES_MAX / 2;
             self.refill(now, port);
         }
         Some((port, frame))
@@ -240,7 +239,9 @@ impl Relay {
 
     /// The open ports, by number.
     pub fn ports(&self) -> impl ExactSizeIterator<Item = (usize, &OpenPort)> {
-        self.ports.iter().map(|(number, port)| (*number, &port.open))
+        self.ports
+            .iter()
+            .map(|(number, port)| (*number, &port.open))
     }
 
     pub(crate) fn scheduler(&self) -> &Scheduler<Queued> {

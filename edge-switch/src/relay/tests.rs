@@ -17,7 +17,9 @@ fn share(cir: &str, weight: u32) -> VmRate {
 
 /// A relay of 100 Mb/s; each host has one link, with its number as port.
 fn relay(shares: &[VmRate]) -> Relay {
-    let names: Vec<_> = (0..shares.len()).map(|host| format!("host{host}")).collect();
+    let names: Vec<_> = (0..shares.len())
+        .map(|host| format!("host{host}"))
+        .collect();
     let hosts = names.iter().map(String::as_str).zip(shares.iter().copied());
     let budget = LinkBudget::new("edge-switch switch1 ingress", rate("100M"));
     let mut relay = Relay::new(budget, hosts).unwrap();
@@ -63,9 +65,17 @@ fn reservations_hold_and_the_rest_is_shared_by_weight() {
     let percent = |port: usize| left[port] as f64 * 100.0 / total as f64;
     // 40 Mb/s are left for 20 hosts with weights of 220 in all.
     let unit = 40.0 / 22.0;
-    for (port, expected) in [(0, 40.0 + unit), (1, 20.0 + unit), (2, 3.0 * unit), (3, unit)] {
+    for (port, expected) in [
+        (0, 40.0 + unit),
+        (1, 20.0 + unit),
+        (2, 3.0 * unit),
+        (3, unit),
+    ] {
         let found = percent(port);
-        assert!((found - expected).abs() < 0.5, "port {port}: {found} %, not {expected} %");
+        assert!(
+            (found - expected).abs() < 0.5,
+            "port {port}: {found} %, not {expected} %"
+        );
     }
 }
 
@@ -137,7 +147,10 @@ fn either_link_of_a_host_has_all_that_the_host_reserves() {
         relay.open(now, 2, "host2", 0).unwrap();
         let left = run(&mut relay, &[carrier, 2], 1500, 20_000_000);
         let percent = left[carrier] * 100 / left.iter().sum::<usize>();
-        assert!((79..=81).contains(&percent), "{percent} % by link {carrier}");
+        assert!(
+            (79..=81).contains(&percent),
+            "{percent} % by link {carrier}"
+        );
     }
 }
 
@@ -160,7 +173,10 @@ fn what_waits_goes_with_its_port() {
         Err(OpenError::InUse { port: 0 })
     );
     let stranger = relay.open(now, 5, "host9", 0).unwrap_err();
-    assert_eq!(stranger.to_string(), "host \"host9\" is not behind this switch");
+    assert_eq!(
+        stranger.to_string(),
+        "host \"host9\" is not behind this switch"
+    );
 }
 
 proptest! {
