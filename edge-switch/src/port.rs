@@ -277,6 +277,8 @@ impl Port {
 mod tests {
     use super::*;
     use fabric_transport::frame::{DeviceId, FrameKind, VirtualLane};
+    use fabric_transport::link::in_process_pair;
+    use qos::{LinkBudget, VmRate};
 
     fn sealed(checksummed: bool) -> FrameBuffer {
         let mut frame = FrameBuffer::from_payload(b"payload");
@@ -318,5 +320,91 @@ mod tests {
         // The far end of a link that has them finds it.
         let passed = passed_on(&frame, true, true).unwrap();
         assert!(FrameHeader::parse(passed.frame(), true).is_err());
+    }
+
+    const START: MonotonicTime = MonotonicTime::ZERO;
+
+    /// Port 0 with its relays, of which each lets a frame leave in about 8 ms, and the far ends of
+    /// its links: the host's and the director's.
+    fn port() -> (Port, [Mutex<Relay>; 2], Link, Link) {
+        let relays = [UP, DOWN].map(|_| {
+            let budget = LinkBudget::new("test", "40K".parse().unwrap());
+            let mut relay = Relay::new(budget, [("host1", VmRate::default())]).unwrap();
+            relay.open(START, 0, "host1", 0).unwrap();
+            Mutex::new(relay)
+        });
+        let (host_side, host) = in_process_pair("host");
+        let (director_side, director) = in_process_pair("director");
+        let port = Port {
+            host: "host1".to_owned(),
+            priority: 0,
+            ticket: 1,
+            host_side: Side::new(host_side, false),
+            director_side: Some(Side::new(director_side, false)),
+            close_by: None,
+        };
+        (port, relays, host, director)
+    }
+
+    fn send(link: &mut Link, frames: usize) {
+        let mut queue = SendQueue::default();
+        for _ in 0..frames {
+            queue.push(sealed(false), false);
+        }
+        assert_eq!(link.sender.send(&mut queue).unwrap(), Sent::All);
+    }
+
+    /// Reads until there is nothing more and lets go what may leave; how many frames did.
+    fn turn(port: &mut Port, relays: &[Mutex<Relay>; 2], now: MonotonicTime) -> usize {
+        while port.read(now, relays, 0).unwrap() {}
+        let mut left = 0;
+        for (way, relay) in relays.iter().enumerate() {
+            while let Some((_, frame)) = lock(relay).poll(now) {
+                port.grant(way, frame);
+                left += 1;
+            }
+        }
+        port.flush(now, relays, 0).unwrap();
+        left
+    }
+
+    #[test]
+    fn last_words_of_a_side_that_ended_arrive_before_the_port_is_closed() {
+        let (mut port, relays, mut host, mut director) = port();
+        send(&mut director, 2);
+        drop(director);
+        assert_eq!(turn(&mut port, &relays, START), 1);
+        assert_eq!(port.is_over(START, &relays, 0), None, "one frame waits");
+        let next = lock(&relays[DOWN]).next_wake(START).unwrap();
+        assert_eq!(turn(&mut port, &relays, next), 1);
+        let over = port.is_over(next, &relays, 0);
+        assert_eq!(over, Some("the director closed its link"));
+        assert_eq!(host.receiver.fill().unwrap(), Filled::Some);
+        assert_eq!(host.receiver.frames().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn nobody_waits_long_for_a_side_that_ended_and_nothing_is_read_for_it() {
+        let (mut port, relays, mut host, mut director) = port();
+        send(&mut director, 100);
+        drop(director);
+        turn(&mut port, &relays, START);
+        send(&mut host, 1);
+        turn(&mut port, &relays, START);
+        assert!(lock(&relays[UP]).is_empty(0), "for whom?");
+        assert_eq!(port.is_over(START, &relays, 0), None);
+        let late = START.saturating_add(DRAIN_MAX);
+        assert!(port.is_over(late, &relays, 0).is_some());
+    }
+
+    #[test]
+    fn a_link_that_hung_up_ends_its_port_though_it_is_not_read() {
+        let (mut port, relays, _host, mut director) = port();
+        port.mark(START, UP, true);
+        send(&mut director, 1);
+        turn(&mut port, &relays, START);
+        assert_eq!(port.is_over(START, &relays, 0), None);
+        let late = START.saturating_add(DRAIN_MAX);
+        assert_eq!(port.is_over(late, &relays, 0), Some("a link broke"));
     }
 }

@@ -313,6 +313,14 @@ fn carries_24_hosts_and_turns_the_25th_away_with_the_reason() {
             end.assert_right();
         }
     }
+    for (hop, direction) in switch.hops().iter().zip(["ingress", "egress"]) {
+        assert_eq!(hop.name(), format!("edge-switch switch1 {direction}"));
+        let snapshot = hop.snapshot().unwrap();
+        assert_eq!(snapshot.devices.len(), 24);
+        let link = snapshot.device("link0.host7").unwrap();
+        let bytes = link.statistics.offered.bytes;
+        assert!(bytes > 50 * PAYLOAD_BYTES as u64, "{bytes}");
+    }
     // A port that is given up can be had by another host.
     drop(hosts);
     wait_until("ports are free", || switch.links() == 0);
