@@ -35,6 +35,8 @@ pub struct Lab {
     pub director: Option<Process>,
     /// The host agents' processes, by the order of the lab file.
     pub agents: Vec<Option<Process>>,
+    /// The edge switches' processes, by the order of the lab file.
+    pub switches: Vec<Option<Process>>,
     file: PathBuf,
     accelerator: AcceleratorChoice,
     folder: tempfile::TempDir,
@@ -69,17 +71,22 @@ impl Lab {
             }
         }
         let agents = config.hosts.iter().map(|_| None).collect();
+        let switches = config.edge_switches.iter().map(|_| None).collect();
         let accelerator = AcceleratorChoice::Auto;
         let mut lab = Self {
             namespace,
             config,
             director: None,
             agents,
+            switches,
             file,
             accelerator,
             folder,
         };
         lab.start_director()?;
+        for index in 0..lab.switches.len() {
+            lab.start_switch(index)?;
+        }
         for index in 0..lab.agents.len() {
             lab.start_agent(index)?;
         }
@@ -93,7 +100,7 @@ impl Lab {
         self.folder.path()
     }
 
-    /// The control socket of a host agent, or of the `director`.
+    /// The control socket of a host agent, an edge switch, or the `director`.
     #[must_use]
     pub fn control(&self, name: &str) -> PathBuf {
         self.folder().join(format!("{name}.control"))
@@ -168,6 +175,27 @@ impl Lab {
         Ok(())
     }
 
+    /// Starts an edge switch.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub fn start_switch(&mut self, index: usize) -> Result<()> {
+        let switch = self.config.edge_switches.get(index);
+        let name = &switch.context("no such edge switch")?.name;
+        let mut command = Command::new(program("edge-switch")?);
+        command
+            .arg("--config")
+            .arg(&self.file)
+            .args(["--name", name])
+            .arg("--control")
+            .arg(self.control(name));
+        let switch = Process::start(name, &self.namespace, &mut command)?;
+        switch.wait_line("edge switch listens", 1, PATIENCE)?;
+        let slot = self.switches.get_mut(index);
+        *slot.context("no such edge switch")? = Some(switch);
+        Ok(())
+    }
+
     /// Waits until every running agent has seen its `count`-th session become active.
     ///
     /// # Errors
@@ -188,6 +216,20 @@ impl Lab {
             .take()
             .context("no director runs")?
             .end(Signal::SIGKILL)?;
+        Ok(())
+    }
+
+    /// kill -9 of an edge switch.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_switch(&mut self, index: usize) -> Result<()> {
+        let switch = self
+            .switches
+            .get_mut(index)
+            .and_then(Option::take)
+            .context("no edge switch runs")?;
+        switch.end(Signal::SIGKILL)?;
         Ok(())
     }
 
