@@ -18,7 +18,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use qos::MonotonicTime;
 
-use crate::port::{DOWN, Port, Side, UP, lock};
+use crate::port::{DOWN, Port, UP, lock};
 use crate::switch::Shared;
 
 /// How long one attempt to reach the director at one address may take.
@@ -86,6 +86,8 @@ pub(crate) struct EventLoop {
     shared: Arc<Shared>,
     epoll: Epoll,
     timer: TimerFd,
+    /// When it rings, or rang last.
+    timer_at: MonotonicTime,
     listeners: Vec<(Listener, bool)>,
     accept_after: Option<MonotonicTime>,
     silent: Vec<Option<Silent>>,
@@ -114,6 +116,7 @@ impl EventLoop {
         Ok(Self {
             epoll,
             timer,
+            timer_at: MonotonicTime::ZERO,
             listeners: listeners.into_iter().map(|it| (it, true)).collect(),
             accept_after: None,
             silent: std::iter::repeat_with(|| None)
@@ -192,9 +195,14 @@ impl EventLoop {
         let wakes = relays.filter_map(|relay| lock(relay).next_wake(now));
         let wakes = wakes.map(|wake| wake.max(now.saturating_add(WAKE_SLACK)));
         let silent = self.silent.iter().flatten().map(|silent| silent.until);
-        let closes = self.ports.iter().flatten().filter_map(|it| it.close_by);
+        let closes = self.ports.iter().flatten().filter_map(Port::deadline);
         let next = wakes.chain(silent).chain(closes).chain(self.accept_after);
         let Some(next) = next.min() else { return };
+        // One that rings too early costs less than setting it each time.
+        if self.timer_at > now && self.timer_at <= next {
+            return;
+        }
+        self.timer_at = next;
         // Time zero would stop the timer; the clock of a running machine is beyond it.
         let time = Duration::from_nanos(next.as_nanos().max(1));
         let expiration = Expiration::OneShot(TimeSpec::from_duration(time));
@@ -362,14 +370,7 @@ impl EventLoop {
         }
         self.connecting += 1;
         if let Some(slot) = self.ports.get_mut(number) {
-            *slot = Some(Port {
-                host: host.clone(),
-                priority,
-                ticket,
-                host_side: Side::new(link, true),
-                director_side: None,
-                close_by: None,
-            });
+            *slot = Some(Port::new(host.clone(), priority, ticket, link));
         }
         Ok(())
     }
@@ -426,7 +427,7 @@ impl EventLoop {
             "host link joined to the director"
         );
         if let Some(Some(port)) = self.ports.get_mut(number) {
-            port.director_side = Some(Side::new(link, false));
+            port.join(now, link);
         }
         Ok(())
     }

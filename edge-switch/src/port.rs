@@ -22,6 +22,10 @@ use crate::relay::Relay;
 /// before it gives up a silent link.
 pub(crate) const DRAIN_MAX: Duration = Duration::from_millis(100);
 
+/// A port is closed when neither side says anything for this long. Both ends of a session say
+/// something four times a second and give each other up far sooner: they are gone without a word.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(10);
+
 /// From host to director; also the side that such frames come from.
 pub(crate) const UP: usize = 0;
 /// From director to host; also the side that such frames come from.
@@ -159,10 +163,40 @@ pub(crate) struct Port {
     /// `None` while it is being made.
     pub(crate) director_side: Option<Side>,
     /// When it is closed whatever is left.
-    pub(crate) close_by: Option<MonotonicTime>,
+    close_by: Option<MonotonicTime>,
+    /// When a side was heard last, since they were joined.
+    heard_at: MonotonicTime,
 }
 
 impl Port {
+    /// The port of a link that greeted: number `priority` of `host`. `ticket` names the attempt to
+    /// reach the director for it.
+    pub(crate) fn new(host: String, priority: u8, ticket: u64, link: Link) -> Self {
+        Self {
+            host,
+            priority,
+            ticket,
+            // The greeting is passed on as well.
+            host_side: Side::new(link, true),
+            director_side: None,
+            close_by: None,
+            heard_at: MonotonicTime::ZERO,
+        }
+    }
+
+    /// Joins the link to the director with that of the host.
+    pub(crate) fn join(&mut self, now: MonotonicTime, link: Link) {
+        self.director_side = Some(Side::new(link, false));
+        self.heard_at = now;
+    }
+
+    /// When [`Self::is_over`] may say something else, if nothing happens before.
+    pub(crate) fn deadline(&self) -> Option<MonotonicTime> {
+        let joined = self.director_side.is_some();
+        let silent = joined.then(|| self.heard_at.saturating_add(SILENCE_MAX));
+        self.close_by.into_iter().chain(silent).min()
+    }
+
     pub(crate) fn side_mut(&mut self, side: usize) -> Option<&mut Side> {
         match side {
             UP => Some(&mut self.host_side),
@@ -209,7 +243,11 @@ impl Port {
             let read = director_side.read(now, &mut lock(down), number, to_checksummed);
             more |= read.map_err(|error| format!("link to the director: {error}"))?;
         }
-        if host_side.ended || director_side.ended {
+        let ended = host_side.ended || director_side.ended;
+        if more {
+            self.heard_at = now;
+        }
+        if ended {
             self.end(now);
         }
         Ok(more)
@@ -253,7 +291,7 @@ impl Port {
         relays: &[Mutex<Relay>; 2],
         number: usize,
     ) -> Option<&'static str> {
-        let late = self.close_by? <= now;
+        let late = self.close_by.is_some_and(|close_by| close_by <= now);
         let drained = |way: usize, from: &Side, to: &Side| {
             let relay = relays.get(way).map(lock);
             let empty = relay.is_none_or(|relay| relay.is_empty(number));
@@ -268,7 +306,11 @@ impl Port {
                 let over = late || drained(UP, &self.host_side, director_side);
                 over.then_some("the host closed its link")
             }
-            _ => late.then_some("a link broke"),
+            _ if late => Some("a link broke"),
+            Some(_) if self.heard_at.saturating_add(SILENCE_MAX) <= now => {
+                Some("host and director are silent")
+            }
+            _ => None,
         }
     }
 }
@@ -335,14 +377,8 @@ mod tests {
         });
         let (host_side, host) = in_process_pair("host");
         let (director_side, director) = in_process_pair("director");
-        let port = Port {
-            host: "host1".to_owned(),
-            priority: 0,
-            ticket: 1,
-            host_side: Side::new(host_side, false),
-            director_side: Some(Side::new(director_side, false)),
-            close_by: None,
-        };
+        let mut port = Port::new("host1".to_owned(), 0, 1, host_side);
+        port.join(START, director_side);
         (port, relays, host, director)
     }
 
@@ -406,5 +442,20 @@ mod tests {
         assert_eq!(port.is_over(START, &relays, 0), None);
         let late = START.saturating_add(DRAIN_MAX);
         assert_eq!(port.is_over(late, &relays, 0), Some("a link broke"));
+    }
+
+    #[test]
+    fn a_port_whose_ends_vanished_without_a_word_is_closed() {
+        let (mut port, relays, mut host, _director) = port();
+        let later = START.saturating_add(SILENCE_MAX / 2);
+        send(&mut host, 1);
+        port.mark(later, UP, false);
+        turn(&mut port, &relays, later);
+        let deadline = port.deadline().unwrap();
+        assert_eq!(deadline, later.saturating_add(SILENCE_MAX));
+        let before = MonotonicTime::from_nanos(deadline.as_nanos() - 1);
+        assert_eq!(port.is_over(before, &relays, 0), None);
+        let over = port.is_over(deadline, &relays, 0);
+        assert_eq!(over, Some("host and director are silent"));
     }
 }
