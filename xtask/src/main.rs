@@ -11,6 +11,7 @@ mod demo;
 mod guest;
 mod model;
 mod setup;
+mod sim;
 mod test;
 
 use std::{
@@ -43,6 +44,8 @@ enum Task {
     Model(model::Model),
     /// Formatting, lints, layering, tidy and documentation
     Check(check::Check),
+    /// Replays simulated fabrics by their seed
+    Sim(sim::Sim),
     /// Prints figures as ratios to a reference of the same run
     Bench(bench::Bench),
     /// Boots one guest and runs a command in it, or hands over a shell
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Test(task) => test::run(&task),
         Task::Model(task) => model::run(&task),
         Task::Check(task) => check::run(&task),
+        Task::Sim(task) => sim::run(&task),
         Task::Bench(task) => bench::run(&task),
         Task::Guest(task) => guest::run(&task),
     };
