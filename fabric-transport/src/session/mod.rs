@@ -453,6 +453,9 @@ pub struct Session {
     interrupted_at: MonotonicTime,
     /// Lost links have frames that must go out before any new one.
     replay_pending: bool,
+    /// How long a link beside another may be silent. Longer after each loss: what goes out again
+    /// stands before the answer, and on slow links that alone may take as long as a silence.
+    patience: Duration,
     outbox: VecDeque<Outgoing>,
     notices: VecDeque<(u16, PathState)>,
     credits_due: Vec<(DeviceId, VirtualLane)>,
@@ -489,6 +492,7 @@ impl Session {
             interruption: None,
             interrupted_at: now,
             replay_pending: false,
+            patience: config.path_silence_min,
             outbox: VecDeque::new(),
             notices: VecDeque::new(),
             credits_due: Vec::new(),
@@ -582,13 +586,14 @@ impl Session {
         for path in &mut self.paths {
             path.handle_timeout(now, &self.config);
         }
-        let alone = self.paths.len() == 1;
+        let patience = self.patience();
         let silent = self.paths.iter().find_map(|path| {
-            let (dead_at, patience) = path.dead_at(alone, &self.config)?;
+            let (dead_at, patience) = path.dead_at(patience, &self.config)?;
             (now >= dead_at).then_some((path.id, patience))
         });
         // One at a time: the next may then be the only one left.
         if let Some((path, patience)) = silent {
+            self.patience = (2 * self.patience).min(self.config.silence_max);
             let silence_ms = patience.as_millis();
             self.lose_path(now, path, PathCause::Silent { silence_ms });
         }
@@ -930,8 +935,8 @@ impl Session {
             SessionState::Closed => None,
             SessionState::Interrupted => Some(self.resume_until()),
             SessionState::Active => {
-                let alone = self.paths.len() == 1;
-                let dead = |path: &Path| path.dead_at(alone, &self.config).map(|(at, _)| at);
+                let patience = self.patience();
+                let dead = |path: &Path| path.dead_at(patience, &self.config).map(|(at, _)| at);
                 let paths = self.paths.iter();
                 let times = paths.flat_map(|path| [Some(path.ping_at), dead(path)]);
                 let fail_back = self.fail_back().map(|(_, at)| at);
@@ -1114,6 +1119,8 @@ impl Session {
             }
             (_, Control::Acknowledge) => {}
             (_, Control::Pong(nonce)) => {
+                // Falls slowly, as the longest round trip does.
+                self.patience = (self.patience * 7 / 8).max(self.config.path_silence_min);
                 if let Some(path) = self.path_mut(path) {
                     path.handle_pong(now, nonce);
                 }
@@ -1494,6 +1501,11 @@ impl Session {
 
     fn path_mut(&mut self, id: u16) -> Option<&mut Path> {
         self.paths.iter_mut().find(|path| path.id == id)
+    }
+
+    /// How long a link may be silent; `None` if it is the only one.
+    fn patience(&self) -> Option<Duration> {
+        (self.paths.len() > 1).then_some(self.patience)
     }
 
     fn is_spread(&self) -> bool {

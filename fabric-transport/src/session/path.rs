@@ -180,21 +180,18 @@ impl Path {
         }
     }
 
-    /// When the link is dead unless the peer answers, and after how long a silence that is.
+    /// When the link is dead unless the peer answers, and after how long a silence that is:
+    /// `patience` beside other links, or more.
     pub(super) fn dead_at(
         &self,
-        alone: bool,
+        patience: Option<Duration>,
         config: &SessionConfig,
     ) -> Option<(MonotonicTime, Duration)> {
-        let patience = if alone {
-            config.silence_max
-        } else {
+        let patience = patience.map_or(config.silence_max, |patience| {
             let round_trips = self.round_trip_max.saturating_mul(8);
             // Not longer than a link that is the only one.
-            round_trips
-                .max(config.path_silence_min)
-                .min(config.silence_max)
-        };
+            round_trips.max(patience).min(config.silence_max)
+        });
         Some((self.asked_at?.saturating_add(patience), patience))
     }
 }
@@ -228,13 +225,19 @@ mod tests {
         path.handle_timeout(at(1), &config);
         path.handle_timeout(at(251), &config);
         let patience = config.path_silence_min;
-        assert_eq!(path.dead_at(false, &config), Some((at(101), patience)));
+        assert_eq!(
+            path.dead_at(Some(patience), &config),
+            Some((at(101), patience))
+        );
         path.handle_pong(at(260), at(1).as_nanos());
         // The answer took 259 ms: eight of these are longer than the shortest silence.
-        let patience = config.silence_max.min(Duration::from_millis(8 * 259));
-        assert_eq!(path.dead_at(false, &config), Some((at(2251), patience)));
+        let longer = config.silence_max.min(Duration::from_millis(8 * 259));
+        assert_eq!(
+            path.dead_at(Some(patience), &config),
+            Some((at(2251), longer))
+        );
         path.handle_pong(at(261), at(251).as_nanos());
-        assert_eq!(path.dead_at(false, &config), None);
+        assert_eq!(path.dead_at(Some(patience), &config), None);
         path.handle_pong(at(262), at(300).as_nanos());
         assert_eq!(path.round_trip, Some(Duration::from_millis(10)));
     }

@@ -642,6 +642,41 @@ fn silent_link_beside_another_is_given_up_soon_and_the_last_one_late() {
     assert_eq!(host.state(), SessionState::Active);
 }
 
+/// What goes out again may keep a slow link busy for longer than the shortest silence. If each link
+/// were given up after that, every one would begin with the same frames, and none bring them.
+#[test]
+fn each_silent_link_gives_the_next_one_more_time() {
+    let (mut host, _) = two_paths(0);
+    let config = SessionConfig::new("h1", 1);
+    let (mut now, mut silences) = (1, Vec::new());
+    for path in 3..12 {
+        data(&mut host, 10);
+        let before = events(&mut host).len();
+        assert_eq!(before, 0);
+        let silence_ms = loop {
+            host.handle_timeout(at(now));
+            let lost = events(&mut host).into_iter().find_map(|event| match event {
+                SessionEvent::PathLost {
+                    cause: PathCause::Silent { silence_ms },
+                    ..
+                } => Some(silence_ms),
+                _ => None,
+            });
+            match lost {
+                Some(silence_ms) => break silence_ms,
+                None => now += 1,
+            }
+        };
+        silences.push(silence_ms);
+        host.replayed();
+        let free = host.paths().next().map_or(0, |path| 1 - path.priority);
+        assert!(host.add_path(at(now), path, free));
+        events(&mut host);
+    }
+    assert_eq!(silences.first(), Some(&config.path_silence_min.as_millis()));
+    assert_eq!(silences.last(), Some(&config.silence_max.as_millis()));
+}
+
 #[test]
 fn control_frames_are_sent_again_too_and_taken_once() {
     let (mut host, mut director) = two_paths(0);
