@@ -26,6 +26,7 @@ mod wire;
 mod world;
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -49,11 +50,23 @@ pub struct Outcome {
 #[must_use]
 pub fn run(seed: u64, bug: Option<Bug>, traced: bool) -> Outcome {
     let record = Record::new(fastrand::Rng::with_seed(seed), traced);
-    let record = World::run(record, bug).record;
-    Outcome {
-        guilt: record.guilt.clone(),
-        counters: record.counters,
-        trace: record.into_trace(),
+    // What was built so far is dropped.
+    match catch_unwind(AssertUnwindSafe(|| World::run(record, bug).record)) {
+        Ok(record) => Outcome {
+            guilt: record.guilt.clone(),
+            counters: record.counters,
+            trace: record.into_trace(),
+        },
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let what = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            let what = what.unwrap_or_default();
+            Outcome {
+                guilt: Some(Guilt { checker: Checker::Assertion, what }),
+                counters: Counters::default(),
+                trace: String::new(),
+            }
+        }
     }
 }
 

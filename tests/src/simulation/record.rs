@@ -23,6 +23,8 @@ pub enum Checker {
     SessionEnd,
     /// Frames pile up.
     Memory,
+    /// An assertion of the code itself. It leaves no trace.
+    Assertion,
 }
 
 /// What is wrong with a world.

@@ -51,6 +51,10 @@ fn at(millis: u64) -> MonotonicTime {
     MonotonicTime::from_nanos(millis * 1_000_000)
 }
 
+fn at_micros(micros: u64) -> MonotonicTime {
+    MonotonicTime::from_nanos(micros * 1000)
+}
+
 /// Draws the world; `bug` is that of all ends of one role.
 pub(super) fn draw(random: &mut fastrand::Rng, bug: Option<Bug>) -> Script {
     let promised = random.u32(0..4) == 0;
@@ -109,13 +113,18 @@ pub(super) fn draw(random: &mut fastrand::Rng, bug: Option<Bug>) -> Script {
     }
     let storm_at = if promised { 90 } else { random.u64(0..200) };
     let storm_millis = random.u64(200..4000);
-    let count = random.u32(0..10);
-    let mut events: Vec<_> = (0..count)
-        .map(|_| {
-            let time = at(storm_at + random.u64(0..storm_millis));
-            (time, event(random, &hosts, wires.cables.len(), director_count))
-        })
-        .collect();
+    let count = random.u32(0..14);
+    let mut events = Vec::new();
+    for _ in 0..count {
+        let micros = storm_at * 1000 + random.u64(0..storm_millis * 1000);
+        let event = event(random, &hosts, wires.cables.len(), director_count);
+        if let Event::Want { host, device, .. } = event {
+            // Again soon: the old attachment's frames may still be underway.
+            let again = micros + random.u64(0..20_000);
+            events.push((at_micros(again), Event::Want { host, device, wanted: true }));
+        }
+        events.push((at_micros(micros), event));
+    }
     events.sort_by_key(|(time, _)| *time);
     let last = events.iter().map(|(time, event)| time.saturating_add(event.span())).max();
     let calm_at = last.unwrap_or_default().max(at(storm_at + storm_millis));
@@ -172,9 +181,12 @@ fn plan(
             rate,
             windows,
             consumer,
-            interval: Duration::from_micros(random.u64(500..60_000)),
+            interval: Duration::from_micros(match random.u32(0..3) {
+                0 => random.u64(50..2_000),
+                _ => random.u64(500..30_000),
+            }),
             greedy_until: if promised { at(90) } else { MonotonicTime::ZERO },
-            payloads: random.u32(10..150),
+            payloads: random.u32(20..500),
         }
     };
     // The first always measures that the promise holds beside whatever the others do.
@@ -226,7 +238,7 @@ fn event(
         13 => Event::StopDirector { director, span: stop },
         14 => Event::RestartHost { host, span: stop },
         15 => Event::RestartDirector { director, span: stop },
-        16..=20 => Event::Want { host, device, wanted: random.bool() },
+        16..=20 => Event::Want { host, device, wanted: false },
         _ => Event::Switchover { host, by, choice: random.usize(0..4) },
     }
 }
