@@ -26,7 +26,11 @@ fn worlds_are_innocent() {
         println!("seed {seed}: {:?}: {}", guilt.checker, guilt.what);
         println!("  cargo xtask sim --seed {seed} --trace");
     }
-    assert!(guilty.is_empty(), "{} of {count} worlds are guilty", guilty.len());
+    assert!(
+        guilty.is_empty(),
+        "{} of {count} worlds are guilty",
+        guilty.len()
+    );
     if count > 1 {
         // Worlds in which nothing happens find nothing.
         let happened = [
@@ -47,7 +51,10 @@ fn worlds_are_innocent() {
 #[test]
 fn the_same_seed_gives_the_same_world() {
     for seed in 0..40 {
-        let (one, other) = (simulation::run(seed, None, true), simulation::run(seed, None, true));
+        let (one, other) = (
+            simulation::run(seed, None, true),
+            simulation::run(seed, None, true),
+        );
         assert_eq!(one.trace, other.trace, "seed {seed}");
         assert_eq!(one.counters, other.counters, "seed {seed}");
     }

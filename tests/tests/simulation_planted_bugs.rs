@@ -38,5 +38,8 @@ fn every_planted_bug_is_found_and_the_honest_worlds_are_innocent() {
     std::panic::set_hook(hook);
     let (_, guilty) = simulation::run_all(0..last + 1);
     assert!(guilty.is_empty(), "without a bug: {guilty:?}");
-    assert!(missed.is_empty(), "not found in {WORLDS} worlds: {missed:?}");
+    assert!(
+        missed.is_empty(),
+        "not found in {WORLDS} worlds: {missed:?}"
+    );
 }

@@ -48,7 +48,10 @@ pub(crate) fn run(sim: &Sim) -> Result<ExitCode> {
         let count = seeds.end - seeds.start;
         let started = Instant::now();
         let (counters, guilty) = simulation::run_all(seeds);
-        say(&format!("{count} worlds in {:.1} s", started.elapsed().as_secs_f64()));
+        say(&format!(
+            "{count} worlds in {:.1} s",
+            started.elapsed().as_secs_f64()
+        ));
         writeln!(out, "{counters:#?}").context("cannot print the counters")?;
         for (seed, guilt) in &guilty {
             writeln!(out, "seed {seed}: {:?}: {}", guilt.checker, guilt.what)
@@ -58,5 +61,9 @@ pub(crate) fn run(sim: &Sim) -> Result<ExitCode> {
             .context("cannot print the verdict")?;
         guilty.is_empty()
     };
-    Ok(if innocent { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if innocent {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

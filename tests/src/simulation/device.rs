@@ -210,7 +210,9 @@ impl Attachment {
         let id = self.plan.id;
         let at = format!("{id} on {lane:?} at the {:?}", self.role);
         let Some(stamp) = Stamp::parse(payload) else {
-            record.accuse(Checker::Order, || format!("{at} got a payload that nobody sent"));
+            record.accuse(Checker::Order, || {
+                format!("{at} got a payload that nobody sent")
+            });
             return;
         };
         if stamp.epoch != epoch || stamp.generation != self.generation {
@@ -221,9 +223,13 @@ impl Attachment {
         }
         let right = (id.0, lane.index()) == (stamp.device, usize::from(stamp.lane));
         let expected = self.received.get_mut(lane.index());
-        let expected = expected.map_or(0, |next| std::mem::replace(next, stamp.number.wrapping_add(1)));
+        let expected = expected.map_or(0, |next| {
+            std::mem::replace(next, stamp.number.wrapping_add(1))
+        });
         if !right || stamp.number != expected {
-            record.accuse(Checker::Order, || format!("{at} got {stamp:?}, {expected} was next"));
+            record.accuse(Checker::Order, || {
+                format!("{at} got {stamp:?}, {expected} was next")
+            });
         }
         self.received_bytes += (HEADER_BYTES + payload.len()) as u64;
         let window = self.side().windows.get(lane.index()).copied().unwrap_or(0);
@@ -231,7 +237,9 @@ impl Attachment {
             *held += frame::blocks(payload.len());
             let held = *held;
             if held > window {
-                record.accuse(Checker::Window, || format!("{at} holds {held} of {window} blocks"));
+                record.accuse(Checker::Window, || {
+                    format!("{at} holds {held} of {window} blocks")
+                });
             }
         }
         record.counters.delivered += 1;
@@ -270,7 +278,9 @@ impl Attachment {
 
     /// Whether a frame of so many blocks could be given back once more and nobody would notice here.
     pub(super) fn holds(&self, lane: VirtualLane, blocks: u32) -> bool {
-        self.held_blocks.get(lane.index()).is_some_and(|held| *held >= blocks)
+        self.held_blocks
+            .get(lane.index())
+            .is_some_and(|held| *held >= blocks)
     }
 
     fn complete(&mut self, held: &Held, record: &mut Record) {
@@ -307,7 +317,12 @@ impl Attachment {
             return Some(refused);
         }
         let range = self.plan.payload_bytes.clone();
-        let one = |lane, bytes, tag, rest| Payload { lane, bytes, tag, rest };
+        let one = |lane, bytes, tag, rest| Payload {
+            lane,
+            bytes,
+            tag,
+            rest,
+        };
         if let Some(tag) = self.answers.pop_front() {
             let bytes = record.random.usize(range);
             return Some(vec![one(VirtualLane::StorageData, bytes, tag, 0)]);
@@ -370,7 +385,11 @@ impl Attachment {
     /// When it wants to be run.
     pub(super) fn due(&self, record: &Record) -> MonotonicTime {
         let release = self.held.front().map_or(NEVER, |held| {
-            if record.draining { record.now } else { held.until }
+            if record.draining {
+                record.now
+            } else {
+                held.until
+            }
         });
         let has_more = self.left > 0 || record.now < self.side().greedy_until;
         let answers_only = self.plan.storage && self.role == Role::Director;

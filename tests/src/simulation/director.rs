@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use fabric_transport::DeviceId;
 use fabric_transport::acceptor::epoch_is_later;
-use fabric_transport::session::{
-    Established, Greeting, Role, SessionConfig, greeting, welcome,
-};
+use fabric_transport::session::{Established, Greeting, Role, SessionConfig, greeting, welcome};
 use qos::{BitRate, MonotonicTime};
 
 use super::bug::Bug;
@@ -159,13 +157,18 @@ impl Director {
             }
             last = known.epoch;
             if !known.end.is_over() {
-                known.end.session.close("replaced by a newer session of this host");
+                known
+                    .end
+                    .session
+                    .close("replaced by a newer session of this host");
                 finish(known, excused_until, wires, record);
             }
         }
         let epoch = next_epoch(last, record.now);
         if last != 0 && !epoch_is_later(epoch, last) {
-            record.accuse(Checker::Epoch, || format!("{host}: epoch {epoch} after {last}"));
+            record.accuse(Checker::Epoch, || {
+                format!("{host}: epoch {epoch} after {last}")
+            });
         }
         let established = Established {
             version: greeting.version,
@@ -187,7 +190,14 @@ impl Director {
             end.hoard(old.end.take_hoard());
         }
         let (path, input) = ((1, greeting.priority), silent.input);
-        end.add_path(path, wire, input, first(epoch, 1), (wires, record), &self.plans);
+        end.add_path(
+            path,
+            wire,
+            input,
+            first(epoch, 1),
+            (wires, record),
+            &self.plans,
+        );
         let session = HostSession {
             instance: greeting.instance,
             session: greeting.session,
@@ -218,7 +228,10 @@ impl Director {
             .silent
             .iter()
             .map(|silent| wires.readable_at((silent.wire, 1)).min(silent.until));
-        ends.chain(silent).min().unwrap_or(NEVER).max(self.stopped_until)
+        ends.chain(silent)
+            .min()
+            .unwrap_or(NEVER)
+            .max(self.stopped_until)
     }
 }
 

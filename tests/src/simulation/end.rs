@@ -131,7 +131,12 @@ impl End {
             return;
         }
         record.say(|| format!("{}: link {id} joins, priority {priority}", self.name));
-        self.paths.push(EndPath { id, wire, queue, input });
+        self.paths.push(EndPath {
+            id,
+            wire,
+            queue,
+            input,
+        });
         self.events((wires, record), plans);
         self.replay(record);
         if let Some(index) = self.paths.iter().position(|path| path.id == id) {
@@ -207,9 +212,8 @@ impl End {
                     break;
                 }
             };
-            let again = self.has(Bug::DuplicatesDelivered)
-                && header.kind == FrameKind::Data
-                && lanes_open;
+            let again =
+                self.has(Bug::DuplicatesDelivered) && header.kind == FrameKind::Data && lanes_open;
             if (deliver || again)
                 && let (Some(device), Some(lane)) = (self.devices.get(&header.device), header.lane)
             {
@@ -273,7 +277,9 @@ impl End {
             }
             SessionEvent::Detached { device } => self.remove_device(device, record),
             SessionEvent::Credited { device } => self.take_waiting(device),
-            SessionEvent::PathLost { path, acknowledged, .. } => {
+            SessionEvent::PathLost {
+                path, acknowledged, ..
+            } => {
                 record.counters.paths_lost += 1;
                 self.lose_path(path, acknowledged, (wires, record));
             }
@@ -315,7 +321,7 @@ impl End {
             attachment.attached = true;
             record.counters.attached += 1;
         }
-        if self.has(Bug::OldSessionCarriedOver) {
+        if self.has(Bug::OldSessionCarriedOver) && self.role == Role::Host {
             self.carry_over(device, record);
         }
     }
@@ -343,7 +349,9 @@ impl End {
         }
         if self.has(Bug::QueueDropped)
             && let Some(device) = self.devices.values_mut().next()
-            && let Ok(handle) = self.scheduler.add_device(record.now, device.plan.side(self.role).rate)
+            && let Ok(handle) = self
+                .scheduler
+                .add_device(record.now, device.plan.side(self.role).rate)
         {
             let old = std::mem::replace(&mut device.handle, handle);
             drop(self.scheduler.remove_device(old));
@@ -429,12 +437,21 @@ impl End {
             let sequence = self.session.take_credit(id, lane, buffer.payload_bytes());
             let bytes = u32::try_from(buffer.frame_bytes()).unwrap_or(u32::MAX);
             let class = u8::try_from(lane.index()).unwrap_or(u8::MAX);
-            let frame = Queued { device: id, lane, sequence, buffer };
-            let queued = self.scheduler.enqueue(record.now, device.handle, class, bytes, frame);
+            let frame = Queued {
+                device: id,
+                lane,
+                sequence,
+                buffer,
+            };
+            let queued = self
+                .scheduler
+                .enqueue(record.now, device.handle, class, bytes, frame);
             record.counters.sent += 1;
             if queued.is_err() {
                 let name = &self.name;
-                record.accuse(Checker::Memory, || format!("{name}: the scheduler has no room"));
+                record.accuse(Checker::Memory, || {
+                    format!("{name}: the scheduler has no room")
+                });
             }
         }
         true
@@ -458,7 +475,10 @@ impl End {
                 let mut slices = [IoSlice::new(&[]); BATCH_FRAMES_MAX];
                 let count = path.queue.gather(&mut slices);
                 let slices = slices.get(..count).unwrap_or_default();
-                let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+                let bytes: Vec<u8> = slices
+                    .iter()
+                    .flat_map(|slice| slice.iter().copied())
+                    .collect();
                 let sent = wires.send(record.now, path.wire, &bytes, &mut record.random);
                 if sent == 0 {
                     break;
@@ -536,10 +556,17 @@ impl End {
                 }
                 break;
             };
-            let Queued { device, lane, sequence, buffer } = grant.item;
+            let Queued {
+                device,
+                lane,
+                sequence,
+                buffer,
+            } = grant.item;
             bytes += buffer.frame_bytes();
             let payload_bytes = buffer.payload_bytes();
-            let sent = self.session.transmit_data(now, device, lane, sequence, payload_bytes);
+            let sent = self
+                .session
+                .transmit_data(now, device, lane, sequence, payload_bytes);
             let Some((path, header)) = sent else {
                 continue;
             };
@@ -569,7 +596,8 @@ impl End {
         self.attachments.insert(header.device, header.attachment);
         if let Some(path) = self.paths.iter_mut().find(|path| path.id == id) {
             frame.seal(&header, true);
-            path.queue.push(frame, header.kind.is_sequenced(header.version));
+            path.queue
+                .push(frame, header.kind.is_sequenced(header.version));
         }
     }
 
@@ -597,13 +625,20 @@ impl End {
             wires.close(record.now, path.wire, keep_percent);
         }
         record.counters.ignored += self.session.ignored_frames();
-        let requests = self.devices.values().map(|device| device.requests.len() as u64);
+        let requests = self
+            .devices
+            .values()
+            .map(|device| device.requests.len() as u64);
         record.counters.aborted += requests.sum::<u64>();
     }
 
     /// When it wants to be run.
     pub(super) fn due(&self, wires: &Wires, record: &Record) -> MonotonicTime {
-        let mut due = self.session.poll_timeout().unwrap_or(NEVER).min(self.wake_at);
+        let mut due = self
+            .session
+            .poll_timeout()
+            .unwrap_or(NEVER)
+            .min(self.wake_at);
         for path in &self.paths {
             due = due.min(wires.readable_at(path.wire));
             if !path.queue.is_sent() && wires.has_room(path.wire) {
@@ -625,7 +660,9 @@ impl End {
         if kept + orphans > bytes_max || waiting > 64 * BATCH_FRAMES_MAX {
             let name = &self.name;
             record.accuse(Checker::Memory, || {
-                format!("{name}: {kept} bytes kept, {orphans} without a link, {waiting} frames wait")
+                format!(
+                    "{name}: {kept} bytes kept, {orphans} without a link, {waiting} frames wait"
+                )
             });
         }
     }
@@ -715,7 +752,9 @@ impl End {
                 return;
             }
             let sequence = self.session.take_credit(device, lane, payload_bytes);
-            let sent = self.session.transmit_data(record.now, device, lane, sequence, payload_bytes);
+            let sent =
+                self.session
+                    .transmit_data(record.now, device, lane, sequence, payload_bytes);
             if let Some((path, header)) = sent {
                 self.push(path, &header, frame, record);
             }
@@ -739,7 +778,12 @@ impl End {
         }
     }
 
-    fn send_wrongly(&self, id: u16, mut header: FrameHeader, record: &Record) -> (u16, FrameHeader) {
+    fn send_wrongly(
+        &self,
+        id: u16,
+        mut header: FrameHeader,
+        record: &Record,
+    ) -> (u16, FrameHeader) {
         let data = header.kind == FrameKind::Data;
         if self.has(Bug::CreditTooHigh)
             && let (Some(lane), Some(device)) = (header.lane, self.devices.get(&header.device))
@@ -751,7 +795,8 @@ impl End {
         if self.has(Bug::AcknowledgesTooMuch) && data {
             header.acknowledge = header.acknowledge.wrapping_add(1);
         }
-        let moves = self.has(Bug::MovedWhileUnderway) && data && record.now.as_nanos() % 8 == 0;
+        let moves =
+            self.has(Bug::MovedWhileUnderway) && data && record.now.as_nanos().is_multiple_of(8);
         let switches = self.has(Bug::SwitchoverAtOnce) && data && !self.may_use_carrier();
         if moves || switches {
             let other = self.paths.iter().find(|path| path.id != id);
@@ -767,9 +812,7 @@ impl End {
 }
 
 /// Takes the whole frames out of what a link brought, up to the first that is none.
-fn take_frames(
-    input: &mut Vec<u8>,
-) -> (Vec<(FrameHeader, Vec<u8>)>, Option<FrameError>) {
+fn take_frames(input: &mut Vec<u8>) -> (Vec<(FrameHeader, Vec<u8>)>, Option<FrameError>) {
     let mut frames = Vec::new();
     let mut taken = 0;
     let error = loop {

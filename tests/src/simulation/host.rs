@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::time::Duration;
 
+use fabric_transport::DeviceId;
+use fabric_transport::acceptor::epoch_is_later;
 use fabric_transport::frame::{FrameBuffer, FrameHeader};
 use fabric_transport::link::SendQueue;
 use fabric_transport::session::{
     CloseReason, Established, Role, SessionConfig, SessionState, hello, welcomed,
 };
-use fabric_transport::acceptor::epoch_is_later;
-use fabric_transport::DeviceId;
 use qos::{BitRate, MonotonicTime};
 
 use super::bug::Bug;
@@ -27,8 +27,17 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 enum LinkState {
     Idle,
     Waiting(MonotonicTime),
-    Connecting { at: MonotonicTime, works: bool },
-    Greeting { wire: usize, queue: SendQueue, input: Vec<u8>, until: MonotonicTime, session: u16 },
+    Connecting {
+        at: MonotonicTime,
+        works: bool,
+    },
+    Greeting {
+        wire: usize,
+        queue: SendQueue,
+        input: Vec<u8>,
+        until: MonotonicTime,
+        session: u16,
+    },
     Joined(u16),
 }
 
@@ -124,7 +133,9 @@ impl Host {
         for refused in std::mem::take(&mut end.refused) {
             if self.plans.get(&refused).is_none_or(|plan| !plan.foreign) {
                 let name = &self.config.name;
-                record.accuse(Checker::Liveness, || format!("{name}: {refused} was refused"));
+                record.accuse(Checker::Liveness, || {
+                    format!("{name}: {refused} was refused")
+                });
             }
         }
         if end.is_over() {
@@ -175,13 +186,20 @@ impl Host {
                 link.begins = no_session;
                 let cable = wires.cables.get(link.cable)?;
                 let blocked = cable.blocked_until.iter().any(|until| now < *until);
-                let patience = if blocked { CONNECT_MAX } else { 2 * cable.delay };
+                let patience = if blocked {
+                    CONNECT_MAX
+                } else {
+                    2 * cable.delay
+                };
                 link.state = LinkState::Connecting {
                     at: now.saturating_add(patience),
                     works: !blocked && now >= cable.down_until,
                 };
             }
-            LinkState::Connecting { at: answer_at, works } if now >= *answer_at => {
+            LinkState::Connecting {
+                at: answer_at,
+                works,
+            } if now >= *answer_at => {
                 if *works {
                     let wire = wires.connect(link.cable);
                     made = Some(wire);
@@ -200,7 +218,13 @@ impl Host {
                     failed = Some("cannot connect".to_owned());
                 }
             }
-            LinkState::Greeting { wire, queue, input, until, session } => {
+            LinkState::Greeting {
+                wire,
+                queue,
+                input,
+                until,
+                session,
+            } => {
                 let (wire, session) = (*wire, *session);
                 write(queue, wire, wires, record);
                 let mut ended = now >= *until;
@@ -232,7 +256,13 @@ impl Host {
                     }
                     Some(answer) => {
                         let joined = answer.and_then(|(established, path)| {
-                            self.join((at, wire), (established, path), session, rest, (wires, record))
+                            self.join(
+                                (at, wire),
+                                (established, path),
+                                session,
+                                rest,
+                                (wires, record),
+                            )
                         });
                         if let Err(error) = joined {
                             wires.close(now, (wire, 0), 100);
@@ -285,13 +315,22 @@ impl Host {
             let (last, name) = (self.last_epoch, self.config.name.clone());
             record.say(|| format!("{name}: session {session} begins, epoch {epoch}"));
             if last != 0 && !epoch_is_later(epoch, last) {
-                record.accuse(Checker::Epoch, || format!("{name}: epoch {epoch} after {last}"));
+                record.accuse(Checker::Epoch, || {
+                    format!("{name}: epoch {epoch} after {last}")
+                });
             }
             self.last_epoch = epoch;
             record.counters.sessions += 1;
             let config = self.config.clone();
-            let mut end =
-                End::new(name, Role::Host, config, established, self.rate, self.bug, record.now);
+            let mut end = End::new(
+                name,
+                Role::Host,
+                config,
+                established,
+                self.rate,
+                self.bug,
+                record.now,
+            );
             end.hoard(std::mem::take(&mut self.hoard));
             self.end = Some(end);
         }
@@ -303,7 +342,14 @@ impl Host {
             return Ok(());
         };
         let priority = u8::try_from(at).unwrap_or(u8::MAX);
-        end.add_path((path, priority), (wire, 0), input, None, (wires, record), &self.plans);
+        end.add_path(
+            (path, priority),
+            (wire, 0),
+            input,
+            None,
+            (wires, record),
+            &self.plans,
+        );
         if begins {
             for (id, generation) in &self.wanted {
                 if let Some(plan) = self.plans.get(id) {
@@ -360,14 +406,19 @@ impl Host {
     /// When it wants to be run.
     pub(super) fn due(&self, wires: &Wires, record: &Record) -> MonotonicTime {
         let greeted = self.links.iter().any(|link| link.begins);
-        let mut due = self.end.as_ref().map_or(NEVER, |end| end.due(wires, record));
+        let mut due = self
+            .end
+            .as_ref()
+            .map_or(NEVER, |end| end.due(wires, record));
         for link in &self.links {
             due = due.min(match &link.state {
                 LinkState::Idle if self.end.is_some() || !greeted => record.now,
                 LinkState::Idle | LinkState::Joined(_) => NEVER,
                 LinkState::Waiting(until) => *until,
                 LinkState::Connecting { at, .. } => *at,
-                LinkState::Greeting { wire, queue, until, .. } => {
+                LinkState::Greeting {
+                    wire, queue, until, ..
+                } => {
                     if !queue.is_sent() && wires.has_room((*wire, 0)) {
                         record.now
                     } else {
@@ -382,7 +433,9 @@ impl Host {
 
 fn attach(end: &mut End, plan: &Plan, generation: u32, record: &mut Record) {
     if !end.attach(plan, generation, record) {
-        record.accuse(Checker::Liveness, || format!("{} does not fit its link", plan.id));
+        record.accuse(Checker::Liveness, || {
+            format!("{} does not fit its link", plan.id)
+        });
     }
 }
 
@@ -399,7 +452,9 @@ pub(super) fn judge(
         && !text.contains("broke the protocol")
         && record.now <= excused_until;
     if !innocent {
-        record.accuse(Checker::SessionEnd, || format!("{name}: session ended: {text}"));
+        record.accuse(Checker::SessionEnd, || {
+            format!("{name}: session ended: {text}")
+        });
     }
 }
 
@@ -418,9 +473,7 @@ fn write(queue: &mut SendQueue, wire: usize, wires: &mut Wires, record: &mut Rec
 }
 
 /// Takes the first whole frame, if it is there.
-pub(super) fn take_first(
-    input: &mut Vec<u8>,
-) -> Option<Result<(FrameHeader, Vec<u8>), String>> {
+pub(super) fn take_first(input: &mut Vec<u8>) -> Option<Result<(FrameHeader, Vec<u8>), String>> {
     let bytes = match FrameHeader::frame_bytes(input) {
         Ok(Some(bytes)) if bytes <= input.len() => bytes,
         Ok(_) => return None,
@@ -428,5 +481,9 @@ pub(super) fn take_first(
     };
     let frame: Vec<u8> = input.drain(..bytes).collect();
     let parsed = FrameHeader::parse(&frame, true);
-    Some(parsed.map(|(header, payload)| (header, payload.to_vec())).map_err(|it| it.to_string()))
+    Some(
+        parsed
+            .map(|(header, payload)| (header, payload.to_vec()))
+            .map_err(|it| it.to_string()),
+    )
 }

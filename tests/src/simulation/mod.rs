@@ -31,8 +31,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 pub use bug::Bug;
-pub use record::{Checker, Counters, Guilt};
 use record::Record;
+pub use record::{Checker, Counters, Guilt};
 use world::World;
 
 /// What came of a world.
@@ -49,24 +49,18 @@ pub struct Outcome {
 /// Runs the world of `seed`, with a `bug` if it is to have one.
 #[must_use]
 pub fn run(seed: u64, bug: Option<Bug>, traced: bool) -> Outcome {
-    let record = Record::new(fastrand::Rng::with_seed(seed), traced);
-    // What was built so far is dropped.
-    match catch_unwind(AssertUnwindSafe(|| World::run(record, bug).record)) {
-        Ok(record) => Outcome {
-            guilt: record.guilt.clone(),
-            counters: record.counters,
-            trace: record.into_trace(),
-        },
-        Err(panic) => {
-            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let what = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            let what = what.unwrap_or_default();
-            Outcome {
-                guilt: Some(Guilt { checker: Checker::Assertion, what }),
-                counters: Counters::default(),
-                trace: String::new(),
-            }
-        }
+    let mut record = Record::new(fastrand::Rng::with_seed(seed), traced);
+    // Of what panicked nothing but the record is looked at.
+    let ran = catch_unwind(AssertUnwindSafe(|| World::run(&mut record, bug)));
+    if let Err(panic) = ran {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        record.accuse(Checker::Assertion, || text.unwrap_or_default());
+    }
+    Outcome {
+        guilt: record.guilt.clone(),
+        counters: record.counters,
+        trace: record.into_trace(),
     }
 }
 

@@ -23,7 +23,7 @@ pub enum Checker {
     SessionEnd,
     /// Frames pile up.
     Memory,
-    /// An assertion of the code itself. It leaves no trace.
+    /// An assertion of the code itself.
     Assertion,
 }
 

@@ -18,17 +18,52 @@ use super::wire::{Cable, Wires};
 #[derive(Debug, Clone)]
 pub(super) enum Event {
     /// The connections over a cable end, and new ones are refused for a while.
-    Cut { cable: usize, keep_percent: usize, down: Duration },
+    Cut {
+        cable: usize,
+        keep_percent: usize,
+        down: Duration,
+    },
     /// Nothing passes for a while, and for ever on the present connections if they do not heal.
-    Block { cable: usize, directions: [bool; 2], span: Duration, heals: bool },
-    Slow { cable: usize, span: Duration },
-    Flip { cable: usize, side: usize },
-    StopHost { host: usize, span: Duration },
-    StopDirector { director: usize, span: Duration },
-    RestartHost { host: usize, span: Duration },
-    RestartDirector { director: usize, span: Duration },
-    Want { host: usize, device: DeviceId, wanted: bool },
-    Switchover { host: usize, by: Role, choice: usize },
+    Block {
+        cable: usize,
+        directions: [bool; 2],
+        span: Duration,
+        heals: bool,
+    },
+    Slow {
+        cable: usize,
+        span: Duration,
+    },
+    Flip {
+        cable: usize,
+        side: usize,
+    },
+    StopHost {
+        host: usize,
+        span: Duration,
+    },
+    StopDirector {
+        director: usize,
+        span: Duration,
+    },
+    RestartHost {
+        host: usize,
+        span: Duration,
+    },
+    RestartDirector {
+        director: usize,
+        span: Duration,
+    },
+    Want {
+        host: usize,
+        device: DeviceId,
+        wanted: bool,
+    },
+    Switchover {
+        host: usize,
+        by: Role,
+        choice: usize,
+    },
 }
 
 /// A world before its first moment.
@@ -109,7 +144,14 @@ pub(super) fn draw(random: &mut fastrand::Rng, bug: Option<Bug>) -> Script {
             director.plans.extend(plans.clone());
         }
         let cables = cables.collect();
-        hosts.push(Host::new(config, director, plans, cables, rate, bug_of_hosts));
+        hosts.push(Host::new(
+            config,
+            director,
+            plans,
+            cables,
+            rate,
+            bug_of_hosts,
+        ));
     }
     let storm_at = if promised { 90 } else { random.u64(0..200) };
     let storm_millis = random.u64(200..4000);
@@ -121,12 +163,42 @@ pub(super) fn draw(random: &mut fastrand::Rng, bug: Option<Bug>) -> Script {
         if let Event::Want { host, device, .. } = event {
             // Again soon: the old attachment's frames may still be underway.
             let again = micros + random.u64(0..20_000);
-            events.push((at_micros(again), Event::Want { host, device, wanted: true }));
+            events.push((
+                at_micros(again),
+                Event::Want {
+                    host,
+                    device,
+                    wanted: true,
+                },
+            ));
+            if random.bool() {
+                // And a link may be lost that carries what is said of it.
+                let cut_at = at_micros(again + random.u64(0..8_000));
+                let cables = hosts
+                    .get(host)
+                    .map(|host| host.cables().collect::<Vec<_>>());
+                let cables = cables.unwrap_or_default();
+                let choice = random.usize(0..4) / 3 * random.usize(0..4);
+                let cable = cables.get(choice).or(cables.first()).copied();
+                let cable = cable.unwrap_or_default();
+                let (keep_percent, down) = (random.usize(0..=100), Duration::ZERO);
+                events.push((
+                    cut_at,
+                    Event::Cut {
+                        cable,
+                        keep_percent,
+                        down,
+                    },
+                ));
+            }
         }
         events.push((at_micros(micros), event));
     }
     events.sort_by_key(|(time, _)| *time);
-    let last = events.iter().map(|(time, event)| time.saturating_add(event.span())).max();
+    let last = events
+        .iter()
+        .map(|(time, event)| time.saturating_add(event.span()))
+        .max();
     let calm_at = last.unwrap_or_default().max(at(storm_at + storm_millis));
     Script {
         wires,
@@ -142,7 +214,12 @@ fn cable(random: &mut fastrand::Rng, rate: BitRate, promised: bool) -> Cable {
     let (delay, jitter) = if promised {
         (random.u64(5_000..500_000), 20_000)
     } else {
-        (random.u64(5_000..5_000_000), random.u64(0..2_000_000))
+        let delay_max = if random.u32(0..4) == 0 {
+            40_000_000
+        } else {
+            5_000_000
+        };
+        (random.u64(5_000..delay_max), random.u64(0..2_000_000))
     };
     Cable {
         rate,
@@ -166,7 +243,10 @@ fn plan(
     let cir = random.u64(0..*free / 3 + 1);
     *free -= cir;
     let cir = BitRate::from_bits_per_second(cir);
-    let rate = DeviceRate { cir, ..DeviceRate::best_effort() };
+    let rate = DeviceRate {
+        cir,
+        ..DeviceRate::best_effort()
+    };
     let largest = random.usize(100..8000);
     let mut side = |prompt: bool| {
         let consumer = match random.u32(0..6) {
@@ -175,8 +255,16 @@ fn plan(
             1 | 2 => Consumer::Late(Duration::from_micros(random.u64(1..20_000))),
             _ => Consumer::Prompt,
         };
-        let window = if promised { 16 * 1024 } else { random.u32(500..4000) };
-        let windows: Windows = if storage { [0, 8, window, 0] } else { [0, 0, 0, window] };
+        let window = if promised {
+            16 * 1024
+        } else {
+            random.u32(500..4000)
+        };
+        let windows: Windows = if storage {
+            [0, 8, window, 0]
+        } else {
+            [0, 0, 0, window]
+        };
         Side {
             rate,
             windows,
@@ -185,7 +273,11 @@ fn plan(
                 0 => random.u64(50..2_000),
                 _ => random.u64(500..30_000),
             }),
-            greedy_until: if promised { at(90) } else { MonotonicTime::ZERO },
+            greedy_until: if promised {
+                at(90)
+            } else {
+                MonotonicTime::ZERO
+            },
             payloads: random.u32(20..500),
         }
     };
@@ -197,16 +289,14 @@ fn plan(
         foreign: !first && random.u32(0..20) == 0,
         payload_bytes: 64..largest.max(65),
         host,
-        director: Side { greedy_until: MonotonicTime::ZERO, ..director },
+        director: Side {
+            greedy_until: MonotonicTime::ZERO,
+            ..director
+        },
     }
 }
 
-fn event(
-    random: &mut fastrand::Rng,
-    hosts: &[Host],
-    cables: usize,
-    directors: usize,
-) -> Event {
+fn event(random: &mut fastrand::Rng, hosts: &[Host], cables: usize, directors: usize) -> Event {
     let span = match random.u32(0..3) {
         0 => millis(random.u64(1..100)),
         1 => millis(random.u64(1..1000)),
@@ -220,26 +310,61 @@ fn event(
     let count = plans.map_or(1, BTreeMap::len);
     let device = plans.and_then(|plans| plans.keys().nth(random.usize(0..count)).copied());
     let device = device.unwrap_or(DeviceId(0));
-    let by = if random.bool() { Role::Host } else { Role::Director };
+    let by = if random.bool() {
+        Role::Host
+    } else {
+        Role::Director
+    };
     match random.u32(0..24) {
-        0..=3 => Event::Cut { cable, keep_percent: random.usize(0..=100), down: span },
+        0..=3 => Event::Cut {
+            cable,
+            keep_percent: random.usize(0..=100),
+            down: span,
+        },
         4..=6 => {
             let heals = random.bool();
-            Event::Block { cable, directions: [true; 2], span, heals }
+            Event::Block {
+                cable,
+                directions: [true; 2],
+                span,
+                heals,
+            }
         }
         7 => {
             let towards_host = random.bool();
             let (directions, heals) = ([!towards_host, towards_host], random.bool());
-            Event::Block { cable, directions, span, heals }
+            Event::Block {
+                cable,
+                directions,
+                span,
+                heals,
+            }
         }
         8 => Event::Slow { cable, span },
-        9 | 10 => Event::Flip { cable, side: random.usize(0..2) },
+        9 | 10 => Event::Flip {
+            cable,
+            side: random.usize(0..2),
+        },
         11 | 12 => Event::StopHost { host, span: stop },
-        13 => Event::StopDirector { director, span: stop },
+        13 => Event::StopDirector {
+            director,
+            span: stop,
+        },
         14 => Event::RestartHost { host, span: stop },
-        15 => Event::RestartDirector { director, span: stop },
-        16..=20 => Event::Want { host, device, wanted: false },
-        _ => Event::Switchover { host, by, choice: random.usize(0..4) },
+        15 => Event::RestartDirector {
+            director,
+            span: stop,
+        },
+        16..=20 => Event::Want {
+            host,
+            device,
+            wanted: false,
+        },
+        _ => Event::Switchover {
+            host,
+            by,
+            choice: random.usize(0..4),
+        },
     }
 }
 

@@ -85,15 +85,17 @@ impl Wires {
         let Some(wire) = self.wires.get_mut(wire) else {
             return bytes.len();
         };
-        let (Some(pipe), Some(cable)) =
-            (wire.pipes.get_mut(side), self.cables.get(wire.cable))
+        let (Some(pipe), Some(cable)) = (wire.pipes.get_mut(side), self.cables.get(wire.cable))
         else {
             return bytes.len();
         };
         if pipe.sink {
             return bytes.len();
         }
-        let taken = cable.buffer_bytes.saturating_sub(pipe.bytes).min(bytes.len());
+        let taken = cable
+            .buffer_bytes
+            .saturating_sub(pipe.bytes)
+            .min(bytes.len());
         if taken == 0 {
             return 0;
         }
@@ -103,7 +105,10 @@ impl Wires {
         }
         let slow = if now < cable.slow_until { 8 } else { 1 };
         let nanos = cable.rate.transmission_nanos(taken as u64) * slow;
-        pipe.free_at = pipe.free_at.max(now).saturating_add(Duration::from_nanos(nanos));
+        pipe.free_at = pipe
+            .free_at
+            .max(now)
+            .saturating_add(Duration::from_nanos(nanos));
         let jitter = u64::try_from(cable.jitter.as_nanos()).unwrap_or(0);
         let late = cable.delay + Duration::from_nanos(random.u64(0..=jitter));
         pipe.last_arrival = pipe.last_arrival.max(pipe.free_at.saturating_add(late));
@@ -117,7 +122,10 @@ impl Wires {
 
     /// Reads what has arrived at `side`.
     pub(super) fn read(&mut self, now: MonotonicTime, (wire, side): (usize, usize)) -> Read {
-        let Some(pipe) = self.wires.get_mut(wire).and_then(|wire| wire.pipes.get_mut(1 - side))
+        let Some(pipe) = self
+            .wires
+            .get_mut(wire)
+            .and_then(|wire| wire.pipes.get_mut(1 - side))
         else {
             return Read::End;
         };
@@ -141,7 +149,11 @@ impl Wires {
 
     /// When `side` has something to read.
     pub(super) fn readable_at(&self, (wire, side): (usize, usize)) -> MonotonicTime {
-        let Some(pipe) = self.wires.get(wire).and_then(|wire| wire.pipes.get(1 - side)) else {
+        let Some(pipe) = self
+            .wires
+            .get(wire)
+            .and_then(|wire| wire.pipes.get(1 - side))
+        else {
             return NEVER;
         };
         let first = pipe.segments.front().map(|(at, _)| *at).or(pipe.ends_at);
@@ -151,7 +163,10 @@ impl Wires {
     /// Whether `side` could write more.
     pub(super) fn has_room(&self, (wire, side): (usize, usize)) -> bool {
         self.wires.get(wire).is_some_and(|wire| {
-            let buffer = self.cables.get(wire.cable).map_or(0, |cable| cable.buffer_bytes);
+            let buffer = self
+                .cables
+                .get(wire.cable)
+                .map_or(0, |cable| cable.buffer_bytes);
             let pipe = wire.pipes.get(side);
             pipe.is_some_and(|pipe| pipe.sink || pipe.bytes < buffer)
         })
@@ -168,10 +183,17 @@ impl Wires {
         let Some(wire) = self.wires.get_mut(wire) else {
             return;
         };
-        if wire.closed.get_mut(side).is_none_or(|closed| std::mem::replace(closed, true)) {
+        if wire
+            .closed
+            .get_mut(side)
+            .is_none_or(|closed| std::mem::replace(closed, true))
+        {
             return;
         }
-        let delay = self.cables.get(wire.cable).map_or(Duration::ZERO, |cable| cable.delay);
+        let delay = self
+            .cables
+            .get(wire.cable)
+            .map_or(Duration::ZERO, |cable| cable.delay);
         if let Some(pipe) = wire.pipes.get_mut(side) {
             pipe.cut(keep_percent);
             pipe.ends_at = Some(pipe.last_arrival.max(now.saturating_add(delay)));
@@ -188,7 +210,8 @@ impl Wires {
             for pipe in &mut wire.pipes {
                 pipe.cut(keep_percent);
                 pipe.sink = true;
-                pipe.ends_at.get_or_insert(pipe.last_arrival.min(now).max(now));
+                pipe.ends_at
+                    .get_or_insert(pipe.last_arrival.min(now).max(now));
                 for (at, _) in &mut pipe.segments {
                     *at = (*at).min(now);
                 }

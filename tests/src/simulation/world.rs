@@ -24,18 +24,32 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Steps of the clock after which a world does not come to rest.
 const STEPS_MAX: u64 = 400_000;
 
-pub(super) struct World {
-    pub(super) record: Record,
+pub(super) struct World<'a> {
+    record: &'a mut Record,
     wires: Wires,
     hosts: Vec<Host>,
     directors: Vec<Director>,
+    /// When each of them wants to be run.
+    due: Vec<MonotonicTime>,
 }
 
-impl World {
-    pub(super) fn run(mut record: Record, bug: Option<Bug>) -> Self {
-        let Script { wires, hosts, directors, events, promise, calm_at } =
-            script::draw(&mut record.random, bug);
-        let mut world = Self { record, wires, hosts, directors };
+impl<'a> World<'a> {
+    pub(super) fn run(record: &'a mut Record, bug: Option<Bug>) {
+        let Script {
+            wires,
+            hosts,
+            directors,
+            events,
+            promise,
+            calm_at,
+        } = script::draw(&mut record.random, bug);
+        let mut world = Self {
+            record,
+            wires,
+            hosts,
+            directors,
+            due: Vec::new(),
+        };
         world.describe();
         if let Some((from, to)) = promise {
             world.run_until(from);
@@ -67,14 +81,18 @@ impl World {
                 world.record.counters.ignored += end.session.ignored_frames();
             }
         }
-        world
     }
 
     fn describe(&mut self) {
         for host in &self.hosts {
-            let spread = if host.config.spread { "spread" } else { "active-standby" };
+            let spread = if host.config.spread {
+                "spread"
+            } else {
+                "active-standby"
+            };
             let (name, links) = (&host.config.name, host.cables().count());
-            self.record.say(|| format!("{name} to d{}: {links} links, {spread}", host.director));
+            self.record
+                .say(|| format!("{name} to d{}: {links} links, {spread}", host.director));
             for cable in host.cables() {
                 let cable = self.wires.cables.get(cable);
                 self.record.say(|| format!("  {cable:?}"));
@@ -86,30 +104,53 @@ impl World {
     }
 
     fn run_until(&mut self, end: MonotonicTime) {
+        self.look();
         while self.record.now < end && self.record.guilt.is_none() {
             self.step();
-            let next = self.due();
+            let next = self.look();
             // Whoever wants to go on at once does so a little later, as on a real machine.
             let soonest = self.record.now.saturating_add(Duration::from_micros(1));
             self.record.now = next.max(soonest).min(end);
         }
     }
 
-    fn due(&self) -> MonotonicTime {
-        let hosts = self.hosts.iter().map(|host| host.due(&self.wires, &self.record));
-        let directors = self.directors.iter();
-        let directors = directors.map(|director| director.due(&self.wires, &self.record));
-        hosts.chain(directors).min().unwrap_or(NEVER)
+    /// Finds out when each process wants to be run; returns when the first does.
+    fn look(&mut self) -> MonotonicTime {
+        let Self {
+            record,
+            wires,
+            hosts,
+            directors,
+            due,
+        } = self;
+        due.clear();
+        due.extend(hosts.iter().map(|host| host.due(wires, record)));
+        due.extend(directors.iter().map(|director| director.due(wires, record)));
+        due.iter().copied().min().unwrap_or(NEVER)
     }
 
+    /// Every process that is due has its turn.
     fn step(&mut self) {
-        let Self { record, wires, hosts, directors } = self;
+        let Self {
+            record,
+            wires,
+            hosts,
+            directors,
+            due,
+        } = self;
         record.counters.steps += 1;
         if record.counters.steps > STEPS_MAX {
-            record.accuse(Checker::Liveness, || "the world does not come to rest".to_owned());
+            record.accuse(Checker::Liveness, || {
+                "the world does not come to rest".to_owned()
+            });
         }
+        let mut due = due
+            .iter()
+            .map(|due| *due <= record.now)
+            .collect::<Vec<_>>()
+            .into_iter();
         for host in hosts {
-            if host.due(wires, record) > record.now {
+            if due.next() != Some(true) {
                 continue;
             }
             for wire in host.run(wires, record) {
@@ -119,7 +160,7 @@ impl World {
             }
         }
         for director in directors {
-            if director.due(wires, record) <= record.now {
+            if due.next() == Some(true) {
                 director.run(wires, record);
             }
         }
@@ -149,15 +190,25 @@ impl World {
         let now = self.record.now;
         let until = now.saturating_add(span);
         match event {
-            Event::Cut { cable, keep_percent, .. } => {
+            Event::Cut {
+                cable,
+                keep_percent,
+                ..
+            } => {
                 self.wires.cut(now, cable, keep_percent);
                 if let Some(cable) = self.wires.cables.get_mut(cable) {
                     cable.down_until = cable.down_until.max(until);
                 }
                 self.excuse(|_, host| host.cables().any(|own| own == cable), span);
             }
-            Event::Block { cable, directions, heals, .. } => {
-                self.wires.block(cable, directions, if heals { until } else { NEVER });
+            Event::Block {
+                cable,
+                directions,
+                heals,
+                ..
+            } => {
+                self.wires
+                    .block(cable, directions, if heals { until } else { NEVER });
                 if let Some(cable) = self.wires.cables.get_mut(cable) {
                     for (blocked_until, blocked) in cable.blocked_until.iter_mut().zip(directions) {
                         if blocked {
@@ -192,11 +243,13 @@ impl World {
             Event::RestartHost { host, .. } => {
                 self.excuse(|number, _| number == host, span);
                 if let Some(host) = self.hosts.get_mut(host) {
-                    host.restart(&mut self.wires, &mut self.record);
+                    host.restart(&mut self.wires, self.record);
                     host.stopped_until = host.stopped_until.max(until);
                 }
             }
-            Event::RestartDirector { director: number, .. } => {
+            Event::RestartDirector {
+                director: number, ..
+            } => {
                 self.excuse(|_, host| host.director == number, span);
                 for host in self.hosts.iter().filter(|host| host.director == number) {
                     for cable in host.cables() {
@@ -206,15 +259,19 @@ impl World {
                     }
                 }
                 if let Some(director) = self.directors.get_mut(number) {
-                    director.restart(&mut self.wires, &mut self.record);
+                    director.restart(&mut self.wires, self.record);
                     director.stopped_until = director.stopped_until.max(until);
                 }
             }
-            Event::Want { host, device, wanted } => {
+            Event::Want {
+                host,
+                device,
+                wanted,
+            } => {
                 if let Some(host) = self.hosts.get_mut(host)
                     && host.stopped_until <= now
                 {
-                    host.want(device, wanted, &mut self.record);
+                    host.want(device, wanted, self.record);
                 }
             }
             Event::Switchover { host, by, choice } => self.switchover(host, by, choice),
@@ -229,7 +286,9 @@ impl World {
         let director = self.directors.get_mut(host.director);
         let stopped_until = match by {
             Role::Host => host.stopped_until,
-            Role::Director => director.as_ref().map_or(now, |director| director.stopped_until),
+            Role::Director => director
+                .as_ref()
+                .map_or(now, |director| director.stopped_until),
         };
         let end = match by {
             Role::Host => host.end.as_mut(),
@@ -242,8 +301,9 @@ impl World {
             if let Some(path) = paths.get(choice % paths.len().max(1)) {
                 let result = end.session.switchover(now, *path);
                 let name = &end.name;
-                self.record.say(|| format!("{name}: switchover to {path}: {result:?}"));
-                end.drain(&mut self.wires, &mut self.record);
+                self.record
+                    .say(|| format!("{name}: switchover to {path}: {result:?}"));
+                end.drain(&mut self.wires, self.record);
             }
         }
     }
@@ -302,7 +362,10 @@ impl World {
                     return Some((Checker::Order, what));
                 }
             }
-            if let Some(missing) = end.credit_missing(peer).or_else(|| peer.credit_missing(end)) {
+            if let Some(missing) = end
+                .credit_missing(peer)
+                .or_else(|| peer.credit_missing(end))
+            {
                 return Some((Checker::Credit, missing));
             }
             if peer.devices.len() > host.wanted.len() {
