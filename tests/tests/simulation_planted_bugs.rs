@@ -38,6 +38,22 @@ fn every_planted_bug_is_found_and_the_honest_worlds_are_innocent() {
     std::panic::set_hook(hook);
     let (_, guilty) = simulation::run_all(0..last + 1);
     assert!(guilty.is_empty(), "without a bug: {guilty:?}");
+    let checkers_of_rules = [
+        Checker::Order,
+        Checker::Window,
+        Checker::Credit,
+        Checker::Epoch,
+        Checker::Stale,
+        Checker::Liveness,
+        Checker::Promise,
+        Checker::SessionEnd,
+        Checker::Assertion,
+    ];
+    let idle: Vec<_> = checkers_of_rules
+        .into_iter()
+        .filter(|checker| !checkers.contains_key(checker))
+        .collect();
+    assert!(idle.is_empty(), "checkers that found nothing: {idle:?}");
     assert!(
         missed.is_empty(),
         "not found in {WORLDS} worlds: {missed:?}"

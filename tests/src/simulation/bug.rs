@@ -33,11 +33,19 @@ pub enum Bug {
     SwitchoverAtOnce,
     /// Frames that wait in a device's queue are thrown away when a link is lost.
     QueueDropped,
+    /// No device sends while one waits for credit, until the world is calm.
+    OneStallsAll,
+    /// The buffers of received frames are given back before they are free.
+    ReleasedEarly,
+    /// Now and then one block of a frame's buffers is not given back.
+    CreditLeaks,
+    /// A host's next session has the epoch before that of the last.
+    EpochGoesBack,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::ReplayOutOfOrder,
         Self::ReplaySkipped,
         Self::ReplayRenumbered,
@@ -53,5 +61,9 @@ impl Bug {
         Self::MovedWhileUnderway,
         Self::SwitchoverAtOnce,
         Self::QueueDropped,
+        Self::OneStallsAll,
+        Self::ReleasedEarly,
+        Self::CreditLeaks,
+        Self::EpochGoesBack,
     ];
 }

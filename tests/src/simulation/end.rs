@@ -229,6 +229,10 @@ impl End {
                         && device.handle == handle
                     {
                         device.receive(epoch, lane, &payload, record);
+                        if self.bug == Some(Bug::ReleasedEarly) {
+                            let (id, blocks) = (device.plan.id, frame::blocks(payload.len()));
+                            self.session.release(id, lane, blocks);
+                        }
                     }
                 }
             }
@@ -385,15 +389,24 @@ impl End {
 
     /// The devices' turn: they free buffers and send.
     fn application(&mut self, record: &mut Record) {
+        if self.has(Bug::OneStallsAll) && record.draining {
+            for device in self.devices.values_mut() {
+                device.waits = false;
+            }
+        }
         let ids: Vec<_> = self.devices.keys().copied().collect();
         for id in ids {
             let Some(device) = self.devices.get_mut(&id) else {
                 continue;
             };
             for (lane, blocks) in device.release(record) {
-                if self.bug == Some(Bug::CreditNeverReturned) {
-                    continue;
-                }
+                let blocks = match self.bug {
+                    Some(Bug::CreditNeverReturned | Bug::ReleasedEarly) => continue,
+                    Some(Bug::CreditLeaks) if record.now.as_nanos().is_multiple_of(64) => {
+                        blocks - u32::from(blocks > 1)
+                    }
+                    _ => blocks,
+                };
                 self.session.release(id, lane, blocks);
                 if self.bug == Some(Bug::ReleasedTwice) && device.holds(lane, blocks) {
                     self.session.release(id, lane, blocks);
@@ -417,6 +430,7 @@ impl End {
 
     /// All of the payloads or none.
     fn try_send(&mut self, id: DeviceId, payloads: &[Payload], record: &mut Record) -> bool {
+        let others_wait = self.devices.values().any(|device| device.waits);
         let Some(device) = self.devices.get_mut(&id) else {
             return false;
         };
@@ -428,6 +442,9 @@ impl End {
         }
         let queued = self.scheduler.queued_bytes(device.handle);
         let room = queued.is_ok_and(|bytes| bytes < QUEUE_BYTES_MAX);
+        if self.bug == Some(Bug::OneStallsAll) && !record.draining && others_wait {
+            return false;
+        }
         if !room || self.session.may_send(id, blocks).is_err() {
             return false;
         }
