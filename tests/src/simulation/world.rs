@@ -19,6 +19,9 @@ use super::wire::{NEVER, Wires};
 const PATIENCE: Duration = Duration::from_secs(25);
 /// A session may end so long after a fault that explains it.
 const EXCUSE: Duration = Duration::from_secs(12);
+/// A cable that is down no longer than that ends no session: it is tried again after 50, 100 and
+/// 200 ms, and a session waits for a link for 1 s at least.
+const SHORT: Duration = Duration::from_millis(150);
 /// Between two looks at whether everything is in order.
 const LOOK: Duration = Duration::from_millis(500);
 /// Steps of the clock after which a world does not come to rest.
@@ -199,7 +202,9 @@ impl<'a> World<'a> {
                 if let Some(cable) = self.wires.cables.get_mut(cable) {
                     cable.down_until = cable.down_until.max(until);
                 }
-                self.excuse(|_, host| host.cables().any(|own| own == cable), span);
+                if span > SHORT {
+                    self.excuse(|_, host| host.cables().any(|own| own == cable), span);
+                }
             }
             Event::Block {
                 cable,
@@ -224,9 +229,9 @@ impl<'a> World<'a> {
                 }
                 self.excuse(|_, host| host.cables().any(|own| own == cable), span);
             }
+            // One new link is made in time.
             Event::Flip { cable, side } => {
                 self.wires.flip(cable, side, &mut self.record.random);
-                self.excuse(|_, host| host.cables().any(|own| own == cable), span);
             }
             Event::StopHost { host, .. } => {
                 self.excuse(|number, _| number == host, span);
