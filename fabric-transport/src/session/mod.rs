@@ -456,6 +456,7 @@ pub struct Session {
     /// How long a link beside another may be silent. Longer after each loss: what goes out again
     /// stands before the answer, and on slow links that alone may take as long as a silence.
     patience: Duration,
+    silent_at: MonotonicTime,
     outbox: VecDeque<Outgoing>,
     notices: VecDeque<(u16, PathState)>,
     credits_due: Vec<(DeviceId, VirtualLane)>,
@@ -493,6 +494,7 @@ impl Session {
             interrupted_at: now,
             replay_pending: false,
             patience: config.path_silence_min,
+            silent_at: now,
             outbox: VecDeque::new(),
             notices: VecDeque::new(),
             credits_due: Vec::new(),
@@ -586,6 +588,9 @@ impl Session {
         for path in &mut self.paths {
             path.handle_timeout(now, &self.config);
         }
+        if now.saturating_duration_since(self.silent_at) >= 4 * self.config.silence_max {
+            self.patience = self.config.path_silence_min;
+        }
         let patience = self.patience();
         let silent = self.paths.iter().find_map(|path| {
             let (dead_at, patience) = path.dead_at(patience, &self.config)?;
@@ -593,6 +598,7 @@ impl Session {
         });
         // One at a time: the next may then be the only one left.
         if let Some((path, patience)) = silent {
+            self.silent_at = now;
             self.patience = (2 * self.patience).min(self.config.silence_max);
             let silence_ms = patience.as_millis();
             self.lose_path(now, path, PathCause::Silent { silence_ms });
@@ -1119,8 +1125,6 @@ impl Session {
             }
             (_, Control::Acknowledge) => {}
             (_, Control::Pong(nonce)) => {
-                // Falls slowly, as the longest round trip does.
-                self.patience = (self.patience * 7 / 8).max(self.config.path_silence_min);
                 if let Some(path) = self.path_mut(path) {
                     path.handle_pong(now, nonce);
                 }
