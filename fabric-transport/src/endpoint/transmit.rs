@@ -36,6 +36,8 @@ pub(super) struct Writer {
     paths: Vec<WritePath>,
     /// What lost links did not bring, for the next one.
     orphans: Vec<FrameBuffer>,
+    /// How many lost links that is.
+    orphaned: usize,
     /// The session is over.
     ended: bool,
     // Kept for their room.
@@ -208,6 +210,7 @@ impl Endpoint {
     /// Takes a lost link away, and keeps what it has not brought.
     pub(super) fn remove_write_path(&self, id: u16, acknowledged: usize) {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.orphaned += 1;
         if let Some(at) = writer.paths.iter().position(|path| path.id == id) {
             let mut lost = writer.paths.remove(at);
             lost.queue.acknowledge(acknowledged);
@@ -232,7 +235,9 @@ impl Endpoint {
                 writer.push(path, &header, frame);
             }
         }
-        core.session.replayed();
+        for _ in 0..std::mem::take(&mut writer.orphaned) {
+            core.session.replayed();
+        }
     }
 
     /// Closes this end of all links, so that the peer sees them end.

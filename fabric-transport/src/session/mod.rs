@@ -451,8 +451,8 @@ pub struct Session {
     preferred: Option<u16>,
     interruption: Option<Interruption>,
     interrupted_at: MonotonicTime,
-    /// Lost links have frames that must go out before any new one.
-    replay_pending: bool,
+    /// Lost links whose frames must go out before any new one.
+    replay_pending: usize,
     /// How long a link beside another may be silent. Longer after each loss: what goes out again
     /// stands before the answer, and on slow links that alone may take as long as a silence.
     patience: Duration,
@@ -492,7 +492,7 @@ impl Session {
             preferred: None,
             interruption: None,
             interrupted_at: now,
-            replay_pending: false,
+            replay_pending: 0,
             patience: config.path_silence_min,
             silent_at: now,
             outbox: VecDeque::new(),
@@ -663,7 +663,7 @@ impl Session {
     /// Whether all frames of lost links went out again, and new ones may follow.
     #[must_use]
     pub fn replay_is_pending(&self) -> bool {
-        self.replay_pending
+        self.replay_pending > 0
     }
 
     /// A frame that a lost link did not acknowledge, as its own header names it. Returns the link
@@ -698,9 +698,10 @@ impl Session {
         Some((path, replayed))
     }
 
-    /// Everything that had to go out again did.
+    /// Everything that one lost link had left went out again: to be called once for each
+    /// [`SessionEvent::PathLost`], as two links may be lost before the owner has dealt with one.
     pub fn replayed(&mut self) {
-        self.replay_pending = false;
+        self.replay_pending = self.replay_pending.saturating_sub(1);
     }
 
     /// The operator wants the frames of both directions to go by link `path`. They do once what is
@@ -795,7 +796,7 @@ impl Session {
     #[must_use]
     pub fn may_transmit(&self, has_room: impl Fn(u16, usize) -> bool) -> bool {
         let has_room = |path: &Path| has_room(path.id, path.underway_bytes);
-        if self.replay_pending || self.switch.is_some() {
+        if self.replay_pending > 0 || self.switch.is_some() {
             false
         } else if self.is_spread() {
             // The scheduler says whose frame is next, and that says which link: all need room.
@@ -907,7 +908,7 @@ impl Session {
             if let Some((about, state)) = self.notices.pop_front() {
                 return self.unsequenced(path, Control::Path { path: about, state });
             }
-            if !self.replay_pending
+            if self.replay_pending == 0
                 && self.switch.is_none()
                 && let Some(outgoing) = self.outbox.pop_front()
             {
@@ -1225,7 +1226,7 @@ impl Session {
             return;
         }
         // Also of frames that were picked for it and are not in its queue yet.
-        self.replay_pending = true;
+        self.replay_pending += 1;
         if self.preferred == Some(id) {
             self.preferred = None;
         }

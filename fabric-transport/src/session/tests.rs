@@ -702,6 +702,18 @@ fn control_frames_are_sent_again_too_and_taken_once() {
 }
 
 #[test]
+fn new_frames_wait_until_each_of_two_lost_links_has_been_dealt_with() {
+    let (mut host, _) = two_paths(0);
+    assert!(host.add_path(at(1), 3, 2));
+    host.handle_path_end(at(2), FIRST, "cut".into());
+    host.handle_path_end(at(2), SECOND, "cut".into());
+    host.replayed();
+    assert!(!host.may_transmit(|_, _| true));
+    host.replayed();
+    assert!(host.may_transmit(|_, _| true));
+}
+
+#[test]
 fn session_waits_for_a_new_link_and_goes_on_where_it_was() {
     let (mut host, mut director) = active_pair();
     let lost = data(&mut host, 10);

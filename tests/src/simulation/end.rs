@@ -55,6 +55,8 @@ pub(super) struct End {
     pub(super) devices: BTreeMap<DeviceId, Attachment>,
     paths: Vec<EndPath>,
     orphans: Vec<FrameBuffer>,
+    /// How many lost links that is.
+    orphaned: usize,
     wake_at: MonotonicTime,
     bug: Option<Bug>,
     /// The attachment that this end named last.
@@ -93,6 +95,7 @@ impl End {
             devices: BTreeMap::new(),
             paths: Vec::new(),
             orphans: Vec::new(),
+            orphaned: 0,
             wake_at: NEVER,
             bug,
             attachments: BTreeMap::new(),
@@ -344,6 +347,7 @@ impl End {
         (wires, record): (&mut Wires, &mut Record),
     ) {
         self.lost.push(id);
+        self.orphaned += 1;
         if let Some(at) = self.paths.iter().position(|path| path.id == id) {
             let mut lost = self.paths.remove(at);
             let keep_percent = record.random.usize(0..=100);
@@ -384,7 +388,9 @@ impl End {
                 self.push(path, &header, frame, record);
             }
         }
-        self.session.replayed();
+        for _ in 0..std::mem::take(&mut self.orphaned) {
+            self.session.replayed();
+        }
     }
 
     /// The devices' turn: they free buffers and send.
