@@ -225,7 +225,8 @@ fn cable(random: &mut fastrand::Rng, rate: BitRate, promised: bool) -> Cable {
         rate,
         delay: Duration::from_nanos(delay),
         jitter: Duration::from_nanos(jitter),
-        buffer_bytes: random.usize(8..256) * 1024,
+        // Less than what is underway at full rate would be the limit, not the scheduler.
+        buffer_bytes: random.usize(if promised { 128 } else { 8 }..256) * 1024,
         blocked_until: [MonotonicTime::ZERO; 2],
         down_until: MonotonicTime::ZERO,
         slow_until: MonotonicTime::ZERO,
