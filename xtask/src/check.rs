@@ -21,6 +21,7 @@ pub(crate) struct Check {
 /// and chores at the end may use anything.
 const LAYERS: &[(&str, &[&str])] = &[
     ("qos", &[]),
+    ("pki", &[]),
     ("scsi-target", &[]),
     ("fabric-payload", &[]),
     ("guest-init", &[]),
