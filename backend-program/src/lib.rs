@@ -20,7 +20,7 @@ use fabric_transport::LaneClient;
 use fabric_transport::control::Windows;
 use fabric_transport::endpoint::{DeviceGrant, session_config};
 use fabric_transport::frame::DeviceId;
-use fabric_transport::link::LinkAddress;
+use fabric_transport::link::{LinkAddress, LinkOptions, TlsConfig, TlsFiles};
 use fabric_transport::uplink::{Uplink, UplinkConfig, UplinkDevice, connectors};
 use qos::{BitRate, DeviceRate, LinkBudget};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -51,9 +51,28 @@ pub struct Common {
     /// Access mode of the socket, octal
     #[arg(long, value_name = "MODE", default_value = "660", value_parser = octal)]
     socket_mode: u32,
-    /// Where the director listens; several are tried in turn
-    #[arg(long, value_name = "tcp:ADDR:PORT|unix:PATH|shm:PATH", required = true)]
+    /// Where the director listens; each address is a link of its own, the first that is up is used
+    #[arg(
+        long,
+        value_name = "tls:ADDR:PORT|tcp:ADDR:PORT|unix:PATH|shm:PATH",
+        required = true
+    )]
     director: Vec<LinkAddress>,
+    /// Name that the director's certificate must carry; default: any that its CA has signed
+    #[arg(long, value_name = "NAME")]
+    director_name: Option<String>,
+    /// Certificates of the CA that the director's is of, for tls:
+    #[arg(long, value_name = "FILE", requires_all = ["tls_cert", "tls_key"])]
+    tls_ca: Option<PathBuf>,
+    /// Certificate of this host, for tls:
+    #[arg(long, value_name = "FILE", requires = "tls_ca")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE", requires = "tls_ca")]
+    tls_key: Option<PathBuf>,
+    /// Let tcp: leave this machine, where anybody on the way can read and change it
+    #[arg(long)]
+    insecure: bool,
     /// Name of this host at the director
     #[arg(long, value_name = "NAME")]
     host: String,
@@ -86,6 +105,31 @@ impl Common {
     #[must_use]
     pub const fn device(&self) -> DeviceId {
         DeviceId(self.device)
+    }
+
+    /// How to make links to the director; all its addresses are allowed.
+    fn links(&self) -> Result<LinkOptions> {
+        let files = match (&self.tls_ca, &self.tls_cert, &self.tls_key) {
+            (Some(ca), Some(cert), Some(key)) => Some(TlsFiles {
+                ca: ca.clone(),
+                cert: cert.clone(),
+                key: key.clone(),
+            }),
+            _ => None,
+        };
+        let tls = files.map(TlsConfig::load).transpose();
+        let tls = tls.context("--tls-ca, --tls-cert and --tls-key cannot be used")?;
+        let options = LinkOptions {
+            tls: tls.map(Arc::new),
+            director: self.director_name.clone(),
+            insecure: self.insecure,
+        };
+        for address in &self.director {
+            options
+                .check(address)
+                .context("--director cannot be used (see --tls-ca and --insecure)")?;
+        }
+        Ok(options)
     }
 }
 
@@ -174,6 +218,7 @@ fn serve(common: &Common, device: Device) -> Result<()> {
     // Before any thread starts, so that an early signal is not lost.
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be taken")?;
 
+    let links = common.links()?;
     let rate = DeviceRate::new(common.cir, common.pir).context("--cir and --pir do not fit")?;
     let budget = LinkBudget::new(format!("{} uplink", common.host), common.link_rate);
     let mut config = SessionConfig::new(socket);
@@ -195,7 +240,7 @@ fn serve(common: &Common, device: Device) -> Result<()> {
             session: session_config(&common.host),
             budget,
         },
-        connectors(&common.director),
+        connectors(&common.director, &links),
         vec![attached],
     )
     .context("uplink cannot be started")?;

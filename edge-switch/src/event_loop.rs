@@ -11,7 +11,9 @@ use std::time::Duration;
 use fabric_transport::acceptor::GREETINGS_MAX;
 use fabric_transport::endpoint::{now, session_config};
 use fabric_transport::frame::FrameHeader;
-use fabric_transport::link::{Filled, Link, LinkAddress, Listener, SendQueue, connect};
+use fabric_transport::link::{
+    Filled, Link, LinkAddress, LinkOptions, Listener, SendQueue, connect,
+};
 use fabric_transport::session::{Greeting, PATHS_MAX, ProtocolError, greeting, refusal};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
@@ -328,6 +330,12 @@ impl EventLoop {
             let reason = format!("host {host:?} is not behind edge switch {switch}");
             return Err((link, format!("{reason}; add it to its hosts")));
         }
+        if let Some(certified) = link.receiver.peer_name()
+            && certified != *host
+        {
+            let reason = format!("the certificate is that of {certified}, not of {host}");
+            return Err((link, reason));
+        }
         if usize::from(priority) >= PATHS_MAX {
             let reason = format!("a session has at most {PATHS_MAX} links");
             return Err((link, reason));
@@ -360,7 +368,7 @@ impl EventLoop {
             std::thread::Builder::new()
                 .name("connect".to_owned())
                 .spawn(move || {
-                    let made = connect_to(&shared.config.director);
+                    let made = connect_to(&shared.config.director, &shared.links);
                     lock(&shared.connected).push((ticket, made));
                     shared.ring();
                 })
@@ -517,10 +525,10 @@ fn read_greeting(silent: &mut Silent) -> Result<Option<Greeting>, String> {
 }
 
 /// Makes a link to the first address that answers.
-fn connect_to(addresses: &[LinkAddress]) -> Result<Link, String> {
+fn connect_to(addresses: &[LinkAddress], links: &LinkOptions) -> Result<Link, String> {
     let mut reasons = Vec::new();
     for address in addresses {
-        match connect(address, CONNECT_MAX) {
+        match connect(address, CONNECT_MAX, links) {
             Ok(link) => return Ok(link),
             Err(error) => reasons.push(format!("{address}: {error}")),
         }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use fabric_config::{Direction, EdgeSwitchConfig, LabConfig};
-use fabric_transport::link::{Link, LinkAddress, Listener};
+use fabric_transport::link::{Link, LinkAddress, LinkOptions, Listener, TlsError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use qos::AdmissionError;
 use qos_monitor::Hop;
@@ -19,6 +19,15 @@ use crate::relay::Relay;
 /// Why a switch cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum EdgeSwitchError {
+    /// Its certificate.
+    #[error("certificate of edge switch {name} cannot be used")]
+    Certificate {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: TlsError,
+    },
     /// The lab file has none of this name.
     #[error("there is no edge switch {name:?}; add an [[edge-switch]] with this name")]
     NoSuchSwitch {
@@ -57,6 +66,7 @@ pub(crate) struct Shared {
     pub(crate) config: EdgeSwitchConfig,
     /// From hosts to director, and back.
     pub(crate) relays: [Mutex<Relay>; 2],
+    pub(crate) links: LinkOptions,
     pub(crate) connected: Mutex<Vec<Connected>>,
     pub(crate) stop: AtomicBool,
     pub(crate) wake: EventFd,
@@ -96,6 +106,12 @@ impl EdgeSwitch {
             Mutex::new(relay(config, switch, Direction::Ingress)?),
             Mutex::new(relay(config, switch, Direction::Egress)?),
         ];
+        let links = [switch.listen.as_slice(), &switch.director].concat();
+        let links = config.links.options(name, &links);
+        let links = links.map_err(|source| EdgeSwitchError::Certificate {
+            name: name.to_owned(),
+            source,
+        })?;
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
         for address in &switch.listen {
@@ -103,7 +119,7 @@ impl EdgeSwitch {
                 address: address.clone(),
                 source,
             };
-            let listener = Listener::bind(address).map_err(failed)?;
+            let listener = Listener::bind(address, &links).map_err(failed)?;
             let address = listener.address().map_err(failed)?;
             tracing::info!(%address, switch = name, "edge switch listens");
             addresses.push(address);
@@ -114,6 +130,7 @@ impl EdgeSwitch {
         let shared = Arc::new(Shared {
             config: switch.clone(),
             relays,
+            links,
             connected: Mutex::default(),
             stop: AtomicBool::new(false),
             wake: EventFd::from_value_and_flags(0, flags).map_err(failed)?,

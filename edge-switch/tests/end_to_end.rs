@@ -16,7 +16,7 @@ use fabric_config::LabConfig;
 use fabric_transport::acceptor::{Acceptor, Admission};
 use fabric_transport::control::Windows;
 use fabric_transport::endpoint::{DeviceGrant, SendRefused, session_config};
-use fabric_transport::link::LinkAddress;
+use fabric_transport::link::{LinkAddress, LinkOptions};
 use fabric_transport::uplink::{Uplink, UplinkConfig, UplinkDevice, connectors};
 use fabric_transport::{
     DeviceId, Directory, FrameBuffer, LaneClient, LaneSet, Receipt, VirtualLane,
@@ -203,7 +203,9 @@ impl Lab {
     fn start_director(&mut self) {
         let session = session_config("director1");
         let acceptor = Acceptor::start(session, self.books.clone(), self.books.clone()).unwrap();
-        acceptor.listen(&self.unix("director")).unwrap();
+        acceptor
+            .listen(&self.unix("director"), &LinkOptions::default())
+            .unwrap();
         self.acceptor = Some(acceptor);
     }
 
@@ -240,7 +242,12 @@ impl Host {
         };
         let session = session_config(&name);
         let config = UplinkConfig { session, budget };
-        let uplink = Uplink::start(config, connectors(addresses), vec![device]).unwrap();
+        let uplink = Uplink::start(
+            config,
+            connectors(addresses, &LinkOptions::default()),
+            vec![device],
+        )
+        .unwrap();
         Self { end, uplink }
     }
 

@@ -4,7 +4,7 @@ use fabric_transport::session::PATHS_MAX;
 use std::io;
 use std::path::PathBuf;
 
-use fabric_transport::link::LinkAddressError;
+use fabric_transport::link::{LinkAddressError, LinkRefused};
 use qos::{BitRate, InvalidBudget, InvalidRate, ParseBitRateError, PolicyError};
 
 use crate::address::{AddressError, MacAddress, PortName, Wwpn};
@@ -80,6 +80,15 @@ pub enum Problem {
     /// A malformed link address.
     #[error(transparent)]
     LinkAddress(#[from] LinkAddressError),
+    /// A link that would not be made.
+    #[error(transparent)]
+    Link(#[from] LinkRefused),
+    /// A path whose meaning depends on where the process was started.
+    #[error("path {path:?} is not absolute; write it from the root, like /etc/orimono/ca.pem")]
+    RelativePath {
+        /// The path.
+        path: String,
+    },
     /// A malformed rate.
     #[error("{0}; write it like 300M or 2.5G")]
     Rate(ParseBitRateError),

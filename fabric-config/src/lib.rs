@@ -8,9 +8,15 @@
 //! too many does not keep the others from starting; [`LabConfig::admit`] asks all hops at once.
 //!
 //! ```toml
+//! insecure = false                   # default; true: tcp: may leave the machine
+//! [tls]                              # absent: no tls: addresses
+//! ca = "/etc/orimono/ca.pem"
+//! cert = "/etc/orimono/{name}.pem"   # {name}: the host or director whose process reads this
+//! key = "/etc/orimono/{name}.key"
+//!
 //! [director]
-//! name = "director1"
-//! listen = ["tcp:127.0.0.1:7471"]
+//! name = "director1"                 # and in its certificate
+//! listen = ["tls:192.0.2.1:7471"]    # or tcp: on loopback, unix:/PATH or shm:/PATH
 //! shared-luns = false                # default; true: LUN files are locked only while in use
 //! busy-poll-us = 0                   # default; 50: look for frames this long before sleeping
 //! [[director.link]]                  # director to host; absent: as the host's own
@@ -55,7 +61,7 @@
 //!
 //! [[host]]
 //! name = "host1"
-//! director = ["tcp:127.0.0.1:7471"]  # or: embedded = true
+//! director = ["tls:192.0.2.1:7471"]  # or: embedded = true
 //! run-dir = "/run/orimono/host1"
 //! rate = "10G"                       # payload, reservable, protected, oversubscribe: as above
 //! [[host.vm]]
@@ -117,6 +123,7 @@
 mod address;
 mod admit;
 mod error;
+mod links;
 mod rates;
 mod raw;
 mod validate;
@@ -132,6 +139,7 @@ use qos::{Attachment, DeviceRate, LinkBudget, PolicyCatalog, VmRate};
 pub use address::{AddressError, MacAddress, PortName, Wwpn};
 pub use admit::{Admission, Direction, NotAdmitted, Refusal, require_admitted};
 pub use error::{ConfigError, Problem};
+pub use links::{LinkSecurity, TlsPaths};
 
 /// Bytes of the name of a host, director, VM, LUN or device at most.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -154,6 +162,8 @@ pub const EDGE_SWITCH_PORTS_MAX: usize = 24;
 /// A whole, valid lab file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabConfig {
+    /// How its links are secured.
+    pub links: LinkSecurity,
     /// The I/O director.
     pub director: DirectorConfig,
     /// The predefined policies and those of the file.

@@ -29,6 +29,9 @@ pub(crate) fn parse(text: &str) -> Result<Lab, ConfigError> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Lab {
+    #[serde(default)]
+    pub(crate) insecure: bool,
+    pub(crate) tls: Option<Tls>,
     pub(crate) director: Director,
     #[serde(default)]
     pub(crate) qos_policy: Vec<QosPolicy>,
@@ -42,6 +45,14 @@ pub(crate) struct Lab {
     pub(crate) host: Vec<Host>,
     #[serde(default)]
     pub(crate) edge_switch: Vec<EdgeSwitch>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Tls {
+    pub(crate) ca: Text,
+    pub(crate) cert: Text,
+    pub(crate) key: Text,
 }
 
 #[derive(Debug, Deserialize)]

@@ -84,6 +84,71 @@ fn refusal_of(lab: &str, from: &str, to: &str) -> String {
     message
 }
 
+const DIRECTOR: &str = "\n[director]";
+
+/// The lab with other words at its top level and another address of the director.
+fn secured(words: &str, listen: &str) -> String {
+    LAB.replace(DIRECTOR, &format!("{words}{DIRECTOR}"))
+        .replace(
+            "listen = [\"tcp:127.0.0.1:7471\"",
+            &format!("listen = [\"{listen}\""),
+        )
+}
+
+#[test]
+fn links_that_leave_the_machine_are_secured_or_wanted_otherwise() {
+    const TLS: &str = r#"[tls]
+ca = "/etc/orimono/ca.pem"
+cert = "/etc/orimono/{name}.pem"
+key = "/etc/orimono/{name}.key"
+"#;
+    let refused = |words: &str, listen: &str| {
+        let error = secured(words, listen).parse::<LabConfig>();
+        error.expect_err(listen).to_string()
+    };
+    let text = refused("", "tcp:192.0.2.1:7471");
+    assert_eq!(
+        text,
+        "line 4: director director1: tcp:192.0.2.1:7471 leaves this machine without encryption; \
+         use tls:, or set insecure = true"
+    );
+    assert!(refused("insecure = false\n", "tcp:0.0.0.0:7471").starts_with("line 5: "));
+    assert!(refused(TLS, "tcp:192.0.2.1:7471").contains("without encryption"));
+    for words in ["", "insecure = true\n"] {
+        assert!(refused(words, "tls:192.0.2.1:7471").contains("needs a certificate"));
+    }
+    let text = refused(&TLS.replace("/etc/orimono/{", "{"), "tls:192.0.2.1:7471");
+    assert!(
+        text.starts_with("line 3: tls: path \"{name}.pem\" is not absolute; "),
+        "{text}"
+    );
+    assert!(refused("[tls]\nca = \"/a\"\nkey = \"/b\"", "unix:/a").contains("`cert`"));
+
+    let lab: LabConfig = secured("insecure = true\n", "tcp:192.0.2.1:7471")
+        .parse()
+        .unwrap();
+    let options = lab
+        .links
+        .options("director1", &lab.director.listen)
+        .unwrap();
+    assert!(options.insecure && options.tls.is_none());
+    let lab: LabConfig = secured(TLS, "tls:192.0.2.1:7471").parse().unwrap();
+    let paths = lab.links.tls.as_ref().unwrap();
+    assert_eq!(paths.of("host1").cert, Path::new("/etc/orimono/host1.pem"));
+    assert_eq!(paths.of("host1").key, Path::new("/etc/orimono/host1.key"));
+    // Read only by whoever needs them.
+    let error = lab
+        .links
+        .options("director1", &lab.director.listen)
+        .unwrap_err();
+    assert!(error.to_string().contains("/etc/orimono/ca.pem"), "{error}");
+    let host = lab.host("host1").unwrap();
+    let Uplink::Director(addresses) = &host.uplink else {
+        panic!("not embedded")
+    };
+    assert!(lab.links.options("host1", addresses).unwrap().tls.is_none());
+}
+
 #[test]
 fn good_file_becomes_typed_values() {
     let lab: LabConfig = LAB.parse().unwrap();
@@ -154,7 +219,7 @@ fn wrong_values_name_line_object_problem_and_next_step() {
         (
             "\"unix:/run/orimono/director1\"",
             "\"unix:x\"",
-            "line 4: director director1: \"unix:x\" is no link address; write tcp:ADDRESS:PORT, unix:/PATH or shm:/PATH",
+            "line 4: director director1: \"unix:x\" is no link address; write tls:ADDRESS:PORT, tcp:ADDRESS:PORT, unix:/PATH or shm:/PATH",
         ),
         (
             "host = \"host1\"",

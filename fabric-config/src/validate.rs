@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fabric_transport::DeviceId;
+use fabric_transport::link::{LinkAddress, LinkRefused};
 use fabric_transport::session::PATHS_MAX;
 use qos::{LinkBudget, PolicyCatalog, PolicyKind, VmRate};
 use toml::Spanned;
@@ -11,6 +12,7 @@ use toml::Spanned;
 use crate::address::{MacAddress, PortName, Wwpn};
 use crate::admit::Direction;
 use crate::error::{ConfigError, Problem, Unique};
+use crate::links::{LinkSecurity, TlsPaths};
 use crate::raw;
 use crate::{
     DirectorConfig, EDGE_SWITCH_PORTS_MAX, EdgeSwitchConfig, EthernetPortConfig, HostConfig,
@@ -49,6 +51,7 @@ impl<T: Unique> Owners<T> {
 
 pub(crate) struct Validator<'a> {
     text: &'a str,
+    links: LinkSecurity,
     pub(crate) policies: PolicyCatalog,
     ethernet_ports: Vec<EthernetPortConfig>,
     san_ports: Vec<SanPortConfig>,
@@ -62,6 +65,7 @@ pub(crate) struct Validator<'a> {
 pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
     let mut validator = Validator {
         text,
+        links: LinkSecurity::default(),
         policies: PolicyCatalog::default(),
         ethernet_ports: Vec::new(),
         san_ports: Vec::new(),
@@ -71,6 +75,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         wwpns: Owners::default(),
         vm_names: Owners::default(),
     };
+    validator.links = validator.link_security(raw.insecure, raw.tls.as_ref())?;
     let director_name = validator.name("director", &raw.director.name)?;
     let director = DirectorConfig {
         listen: validator.addresses(&format!("director {director_name}"), &raw.director.listen)?,
@@ -90,6 +95,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
     }
     let edge_switches = validator.edge_switches(&raw.edge_switch, &hosts)?;
     let Validator {
+        links,
         policies,
         ethernet_ports,
         san_ports,
@@ -97,6 +103,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         ..
     } = validator;
     Ok(LabConfig {
+        links,
         director,
         policies,
         ethernet_ports,
@@ -151,14 +158,35 @@ impl Validator<'_> {
         Ok(text.clone())
     }
 
-    fn addresses(
-        &self,
-        object: &str,
-        texts: &[raw::Text],
-    ) -> Result<Vec<fabric_transport::link::LinkAddress>> {
+    fn link_security(&self, insecure: bool, raw: Option<&raw::Tls>) -> Result<LinkSecurity> {
+        let path = |text: &raw::Text| {
+            let path = text.get_ref();
+            self.require("tls", text, path.starts_with('/'), || {
+                Problem::RelativePath { path: path.clone() }
+            })?;
+            Ok(path.clone())
+        };
+        let tls = match raw {
+            Some(tls) => Some(TlsPaths {
+                ca: path(&tls.ca)?,
+                cert: path(&tls.cert)?,
+                key: path(&tls.key)?,
+            }),
+            None => None,
+        };
+        Ok(LinkSecurity { tls, insecure })
+    }
+
+    fn addresses(&self, object: &str, texts: &[raw::Text]) -> Result<Vec<LinkAddress>> {
+        let LinkSecurity { tls, insecure } = &self.links;
         texts
             .iter()
-            .map(|text| self.at(object, text, text.get_ref().parse()))
+            .map(|text| {
+                let address = self.at(object, text, text.get_ref().parse())?;
+                let allowed = LinkRefused::check(&address, tls.is_some(), *insecure);
+                self.at(object, text, allowed)?;
+                Ok(address)
+            })
             .collect()
     }
 

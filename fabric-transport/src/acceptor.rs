@@ -17,7 +17,7 @@ use qos::LinkBudget;
 
 use crate::endpoint::{DeviceGrant, Directory, Endpoint, EndpointConfig, NewPath};
 use crate::frame::{DeviceId, FrameBuffer, FrameHeader, VERSION_MIN};
-use crate::link::{Filled, Link, LinkAddress, Listener, SendQueue, ring};
+use crate::link::{Filled, Link, LinkAddress, LinkOptions, Listener, SendQueue, ring};
 use crate::session::{
     CloseReason, Established, Greeting, PATHS_MAX, PathCause, Role, SessionConfig, SessionState,
     greeting, refusal, welcome,
@@ -34,6 +34,12 @@ pub trait Admission: Send + Sync + 'static {
     /// # Errors
     /// Why the host is not let in; it is told.
     fn admit(&self, host: &str) -> Result<LinkBudget, String>;
+
+    /// Whether a link whose certificate names `certified` may be `host`'s: a host has its own
+    /// certificate, unless something that carries its links stands between.
+    fn may_carry(&self, certified: &str, host: &str) -> bool {
+        certified == host
+    }
 }
 
 /// The last session of a host.
@@ -116,9 +122,9 @@ impl Acceptor {
     /// Listens on `address` too. Returns it with the port that the kernel chose for port 0.
     ///
     /// # Errors
-    /// The address is in use or not ours.
-    pub fn listen(&self, address: &LinkAddress) -> io::Result<LinkAddress> {
-        let listener = Listener::bind(address)?;
+    /// The address is in use, not ours or refused ([`LinkOptions::check`]).
+    pub fn listen(&self, address: &LinkAddress, options: &LinkOptions) -> io::Result<LinkAddress> {
+        let listener = Listener::bind(address, options)?;
         let address = listener.address()?;
         lock(&self.shared.listeners).push(listener);
         ring(&self.shared.wake);
@@ -191,6 +197,13 @@ impl Shared {
     fn join(self: &Arc<Self>, link: Link, greeting: &Greeting) -> Result<(), (Link, String)> {
         if usize::from(greeting.priority) >= PATHS_MAX {
             let reason = format!("a session has at most {PATHS_MAX} links");
+            return Err((link, reason));
+        }
+        if let Some(certified) = link.receiver.peer_name()
+            && !self.admission.may_carry(&certified, &greeting.host)
+        {
+            let host = &greeting.host;
+            let reason = format!("the certificate is that of {certified}, not of {host}");
             return Err((link, reason));
         }
         let budget = match self.admission.admit(&greeting.host) {

@@ -21,7 +21,7 @@ use qos::LinkBudget;
 
 use crate::endpoint::{DeviceGrant, Directory, Endpoint, EndpointConfig, NewPath};
 use crate::frame::{DeviceId, FrameHeader, VERSION_MIN};
-use crate::link::{Filled, Link, LinkAddress, SendQueue, connect};
+use crate::link::{Filled, Link, LinkAddress, LinkOptions, SendQueue, connect};
 use crate::session::{
     CloseReason, Established, PATHS_MAX, PathCause, ProtocolError, Role, SessionConfig,
     SessionState, hello, welcomed,
@@ -49,23 +49,31 @@ pub trait Connector: Send + Sync + 'static {
     fn target(&self) -> String;
 }
 
-impl Connector for LinkAddress {
+struct ToAddress {
+    address: LinkAddress,
+    options: LinkOptions,
+}
+
+impl Connector for ToAddress {
     fn connect(&self) -> io::Result<Link> {
-        connect(self, CONNECT_MAX)
+        connect(&self.address, CONNECT_MAX, &self.options)
     }
 
     fn target(&self) -> String {
-        self.to_string()
+        self.address.to_string()
     }
 }
 
 /// A connector for each address, in the order of their priority.
 #[must_use]
-pub fn connectors(addresses: &[LinkAddress]) -> Vec<Box<dyn Connector>> {
-    addresses
-        .iter()
-        .map(|address| Box::new(address.clone()) as Box<dyn Connector>)
-        .collect()
+pub fn connectors(addresses: &[LinkAddress], options: &LinkOptions) -> Vec<Box<dyn Connector>> {
+    let connector = |address: &LinkAddress| -> Box<dyn Connector> {
+        Box::new(ToAddress {
+            address: address.clone(),
+            options: options.clone(),
+        })
+    };
+    addresses.iter().map(connector).collect()
 }
 
 /// What an uplink is.

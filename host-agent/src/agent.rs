@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use fabric_config::{HostConfig, LabConfig, VhbaConfig, VnicConfig};
 use fabric_payload::ethernet::Offloads;
 use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
+use fabric_transport::link::{LinkAddress, LinkOptions};
 use fabric_transport::standby::StandbyUplink;
 use fabric_transport::uplink::{Connector, Uplink, UplinkConfig, UplinkDevice, connectors};
 use fabric_transport::{DeviceId, LaneClient};
@@ -119,7 +120,8 @@ impl HostAgent {
             session,
             budget: host.budget.clone(),
         };
-        let standby = connectors(&host.standby_director);
+        let standby_options = link_options(lab, host, &host.standby_director)?;
+        let standby = connectors(&host.standby_director, &standby_options);
         let uplink = if standby.is_empty() {
             Uplink::start(config, to_director, attached).map(HostUplink::Single)
         } else {
@@ -237,9 +239,22 @@ fn vhba_device(config: &VhbaConfig, vm: &VmGrant) -> Result<Device> {
 /// How the host reaches its director, which may be in this process.
 type Connectors = Vec<Box<dyn Connector>>;
 
+fn link_options(
+    lab: &LabConfig,
+    host: &HostConfig,
+    addresses: &[LinkAddress],
+) -> Result<LinkOptions> {
+    let options = lab.links.options(&host.name, addresses);
+    options.with_context(|| format!("certificate of host {} cannot be used", host.name))
+}
+
 fn host_connectors(lab: &LabConfig, host: &HostConfig) -> Result<(Connectors, Option<Director>)> {
     match &host.uplink {
-        fabric_config::Uplink::Director(addresses) => Ok((connectors(addresses), None)),
+        fabric_config::Uplink::Director(addresses) => {
+            let mut options = link_options(lab, host, addresses)?;
+            options.director = Some(lab.director.name.clone());
+            Ok((connectors(addresses, &options), None))
+        }
         fabric_config::Uplink::Embedded => {
             let director = Director::start(lab).context("embedded director cannot be started")?;
             let embedded = EmbeddedDirector {

@@ -6,11 +6,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fabric_config::{HostConfig, LabConfig, PortName};
+use fabric_config::{EdgeSwitchConfig, HostConfig, LabConfig, LinkSecurity, PortName};
 use fabric_transport::acceptor::{Acceptor, Admission};
 use fabric_transport::control::Windows;
 use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
-use fabric_transport::link::{Link, LinkAddress};
+use fabric_transport::link::{Link, LinkAddress, LinkOptions, TlsError};
 use fabric_transport::{DeviceId, Directory, LaneClient};
 use qos::{AdmissionError, DeviceRate, LinkBudget};
 use qos_monitor::{Hop, LinkHop};
@@ -49,6 +49,15 @@ pub enum DirectorError {
         #[source]
         source: VhbaError,
     },
+    /// Its certificate.
+    #[error("certificate of director {name} cannot be used")]
+    Certificate {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: TlsError,
+    },
     /// The sessions of hosts.
     #[error("director cannot serve hosts")]
     Sessions(#[source] io::Error),
@@ -71,6 +80,8 @@ pub struct Director {
     // Fields are dropped in this order.
     acceptor: Acceptor,
     books: Arc<Books>,
+    name: String,
+    links: LinkSecurity,
     listen: Vec<LinkAddress>,
     addresses: Vec<LinkAddress>,
 }
@@ -79,6 +90,7 @@ pub struct Director {
 #[derive(Debug)]
 struct Books {
     downlinks: HashMap<String, LinkBudget>,
+    edge_switches: Vec<EdgeSwitchConfig>,
     devices: HashMap<DeviceId, Device>,
     ethernet_ports: BTreeMap<PortName, EthernetPort>,
     vhbas: BTreeMap<DeviceId, Vhba>,
@@ -147,6 +159,7 @@ impl Director {
         let downlinks = hosts.map(|host| (host.name.clone(), host.downlink.clone()));
         let books = Books {
             downlinks: downlinks.collect(),
+            edge_switches: config.edge_switches.clone(),
             devices: devices(config).collect(),
             ethernet_ports,
             vhbas,
@@ -171,17 +184,20 @@ impl Director {
         Ok(Self {
             acceptor,
             books,
+            name: config.director.name.clone(),
+            links: config.links.clone(),
             listen: config.director.listen.clone(),
             addresses: Vec::new(),
         })
     }
 
-    /// Opens the files and interfaces that `config` needs and closes them again.
+    /// Opens the files and interfaces that `config` needs and closes them again, and reads the
+    /// certificate.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// As [`Self::start`], and [`DirectorError::Certificate`].
     pub fn check(config: &LabConfig) -> Result<(), DirectorError> {
-        Self::start(config).map(drop)
+        Self::start(config)?.link_options().map(drop)
     }
 
     /// Takes the links of a host in the same process.
@@ -199,20 +215,28 @@ impl Director {
     /// Listens on all addresses of the configuration.
     ///
     /// # Errors
-    /// [`DirectorError::Listen`] for the first that is not free.
+    /// [`DirectorError::Certificate`]; [`DirectorError::Listen`] for the first that is not free.
     pub fn listen(&mut self) -> Result<(), DirectorError> {
+        let options = self.link_options()?;
         for address in &self.listen {
-            let bound = self
-                .acceptor
-                .listen(address)
-                .map_err(|source| DirectorError::Listen {
+            let bound = self.acceptor.listen(address, &options).map_err(|source| {
+                DirectorError::Listen {
                     address: address.clone(),
                     source,
-                })?;
+                }
+            })?;
             tracing::info!(address = %bound, "director listens");
             self.addresses.push(bound);
         }
         Ok(())
+    }
+
+    fn link_options(&self) -> Result<LinkOptions, DirectorError> {
+        let options = self.links.options(&self.name, &self.listen);
+        options.map_err(|source| DirectorError::Certificate {
+            name: self.name.clone(),
+            source,
+        })
     }
 
     /// Where it listens, with the ports that the kernel chose for port 0.
@@ -351,6 +375,13 @@ impl Admission for Books {
     fn admit(&self, host: &str) -> Result<LinkBudget, String> {
         let downlink = self.downlinks.get(host).cloned();
         downlink.ok_or_else(|| format!("host {host:?} is unknown; add a [[host]] to the lab file"))
+    }
+
+    fn may_carry(&self, certified: &str, host: &str) -> bool {
+        let carries = |switch: &EdgeSwitchConfig| {
+            switch.name == certified && switch.hosts.iter().any(|behind| behind == host)
+        };
+        certified == host || self.edge_switches.iter().any(carries)
     }
 }
 

@@ -48,7 +48,7 @@ fn certificate_says_what_was_ordered() {
         assert_eq!(described.is_valid_at(now + Duration::hours(hours)), valid);
     }
     let ca = show(&folder.path().join("ca.pem")).unwrap();
-    assert_eq!(ca[0].names, [described.issuer.clone()]);
+    assert_eq!(ca[0].names, std::slice::from_ref(&described.issuer));
     assert!(described.to_string().contains("(29 days left)"));
     // Nothing else is left in the folder.
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);

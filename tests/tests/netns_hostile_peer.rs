@@ -25,7 +25,7 @@ use fabric_transport::acceptor::GREETINGS_MAX;
 use fabric_transport::control::{Control, Credit, WINDOW_BLOCKS_MAX};
 use fabric_transport::endpoint::DeviceGrant;
 use fabric_transport::frame::{DeviceId, FrameHeader, FrameKind, VirtualLane};
-use fabric_transport::link::connect;
+use fabric_transport::link::{LinkOptions, connect};
 use orimono_tests::devices::net::{frame, number};
 use orimono_tests::fabric::{FarEnd, PATIENCE, RawPeer, RawStream, TestHost, client};
 use orimono_tests::lab::{self, Namespace, Process, program};
@@ -112,7 +112,10 @@ struct Good {
 impl Good {
     fn start(namespace: &Namespace) -> Self {
         let address = format!("tcp:{ADDRESS}").parse().unwrap();
-        let link = namespace.run(|| Ok(connect(&address, PATIENCE)?)).unwrap();
+        let options = LinkOptions::default();
+        let link = namespace
+            .run(|| Ok(connect(&address, PATIENCE, &options)?))
+            .unwrap();
         let vnics = [FarEnd::new(), FarEnd::new()];
         let vhba = FarEnd::new();
         let grant = |far: &Arc<FarEnd>, windows| DeviceGrant {

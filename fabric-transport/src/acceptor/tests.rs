@@ -84,7 +84,7 @@ fn acceptor(address: &LinkAddress, client: &Arc<Reporter>) -> (Acceptor, LinkAdd
     let directory = Arc::new(OneDevice(client.clone()));
     let session = session_config("director1");
     let acceptor = Acceptor::start(session, Arc::new(OneHost), directory).unwrap();
-    let address = acceptor.listen(address).unwrap();
+    let address = acceptor.listen(address, &LinkOptions::default()).unwrap();
     (acceptor, address)
 }
 
@@ -98,7 +98,12 @@ fn uplink(host: &str, addresses: &[LinkAddress], client: &Arc<Reporter>) -> Upli
         generation: 0,
         grant: grant(client.clone()),
     };
-    Uplink::start(config, connectors(addresses), vec![device]).unwrap()
+    Uplink::start(
+        config,
+        connectors(addresses, &LinkOptions::default()),
+        vec![device],
+    )
+    .unwrap()
 }
 
 #[test]
@@ -160,7 +165,7 @@ fn links_of_one_host_are_one_session_and_each_is_made_again() {
     let (host, host_seen) = Reporter::new();
     let (director, _director_seen) = Reporter::new();
     let (acceptor, tcp) = acceptor(&loopback, &director);
-    let unix = acceptor.listen(&unix).unwrap();
+    let unix = acceptor.listen(&unix, &LinkOptions::default()).unwrap();
     let uplink = uplink("host1", &[unix, tcp], &host);
     assert!(uplink.wait_active(PATIENCE));
     assert!(matches!(host_seen.recv_timeout(PATIENCE), Ok(Seen::Up(_))));

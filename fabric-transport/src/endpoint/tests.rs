@@ -1,7 +1,7 @@
 //! Two endpoints with real threads, over every kind of link.
 
 use super::*;
-use crate::link::{LinkAddress, Listener, connect, in_process_pair};
+use crate::link::{LinkAddress, LinkOptions, Listener, connect, in_process_pair, tls_pair};
 use qos::{BitRate, WaitCause};
 use std::collections::VecDeque;
 use std::sync::Condvar;
@@ -188,8 +188,13 @@ fn tcp_pair() -> (Link, Link) {
 }
 
 fn stream_pair(address: &LinkAddress) -> (Link, Link) {
-    let listener = Listener::bind(address).unwrap();
-    let near = connect(&listener.address().unwrap(), PATIENCE).unwrap();
+    let listener = Listener::bind(address, &LinkOptions::default()).unwrap();
+    let near = connect(
+        &listener.address().unwrap(),
+        PATIENCE,
+        &LinkOptions::default(),
+    )
+    .unwrap();
     (
         near,
         listener.accept().unwrap().expect("a connection waits"),
@@ -222,6 +227,7 @@ fn frames_cross_every_link_both_ways_in_order() {
         stream_pair(&unix),
         stream_pair(&shared),
         tcp_pair(),
+        tls_pair(),
     ] {
         let clients = [Recorder::new(false), Recorder::new(false)];
         let [host_client, director_client] = &clients;
@@ -423,12 +429,14 @@ fn p05_device_that_is_not_configured_is_refused_and_the_others_served() {
 fn p10_flipped_bit_on_the_wire_ends_the_link_and_is_never_delivered() {
     use std::io::{Read, Write};
     // A proxy in the middle flips one bit far behind the greeting.
-    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener =
+        Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), &LinkOptions::default()).unwrap();
     let LinkAddress::Tcp(address) = listener.address().unwrap() else {
         panic!("tcp")
     };
-    let proxy = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
-    let near = connect(&proxy.address().unwrap(), PATIENCE).unwrap();
+    let proxy =
+        Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), &LinkOptions::default()).unwrap();
+    let near = connect(&proxy.address().unwrap(), PATIENCE, &LinkOptions::default()).unwrap();
     let Listener::Tcp(proxy) = &proxy else {
         panic!("tcp")
     };

@@ -4,10 +4,13 @@
 //! [`LinkReceiver::poll_fd`] becomes readable or writable (edge-triggered) when a half that had to
 //! stop can go on.
 
+mod buffer;
 mod in_process;
+mod options;
 mod queue;
 mod shared_memory;
 mod stream;
+mod tls;
 
 use std::fmt;
 use std::io;
@@ -22,8 +25,12 @@ use nix::sys::eventfd::EventFd;
 use crate::frame::FrameError;
 
 pub use in_process::in_process_pair;
+pub use options::{LinkOptions, LinkRefused};
 pub use queue::SendQueue;
 pub use stream::{Listener, connect};
+#[cfg(test)]
+pub(crate) use tls::tests::tls_pair;
+pub use tls::{TlsConfig, TlsError, TlsFiles};
 
 /// Frames of one write at most.
 pub const BATCH_FRAMES_MAX: usize = 64;
@@ -65,7 +72,7 @@ pub trait LinkSender: Send + fmt::Debug {
 /// What a read found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filled {
-    /// Something, if not always a whole frame; there may be more.
+    /// Something, perhaps no frame; there may be more, and a sender that was blocked may go on.
     Some,
     /// Nothing now.
     Blocked,
@@ -99,6 +106,12 @@ pub trait LinkReceiver: Send + fmt::Debug {
 
     /// Readable and writable edges of the link.
     fn poll_fd(&self) -> BorrowedFd<'_>;
+
+    /// The host or director that the peer's certificate names. `None` on a link without
+    /// certificates, and before the first frame has arrived.
+    fn peer_name(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Polls between two looks at the clock and at the other work of a thread that spins.
@@ -147,6 +160,8 @@ pub fn spin_allowed() -> bool {
 pub enum LinkAddress {
     /// `tcp:ADDRESS:PORT`.
     Tcp(SocketAddr),
+    /// `tls:ADDRESS:PORT`: TLS over TCP, both ends with certificates.
+    Tls(SocketAddr),
     /// `unix:PATH`.
     Unix(PathBuf),
     /// `shm:PATH`: shared memory, for a host agent beside its director. The two meet at the Unix
@@ -156,7 +171,9 @@ pub enum LinkAddress {
 
 /// A text that is no link address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no link address; write tcp:ADDRESS:PORT, unix:/PATH or shm:/PATH")]
+#[error(
+    "{text:?} is no link address; write tls:ADDRESS:PORT, tcp:ADDRESS:PORT, unix:/PATH or shm:/PATH"
+)]
 pub struct LinkAddressError {
     /// What was given.
     pub text: String,
@@ -171,6 +188,7 @@ impl FromStr for LinkAddress {
         };
         match text.split_once(':').ok_or_else(error)? {
             ("tcp", address) => address.parse().map(Self::Tcp).map_err(|_parse| error()),
+            ("tls", address) => address.parse().map(Self::Tls).map_err(|_parse| error()),
             ("unix", path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
             ("shm", path) if path.starts_with('/') => Ok(Self::SharedMemory(path.into())),
             _ => Err(error()),
@@ -182,6 +200,7 @@ impl fmt::Display for LinkAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "tcp:{address}"),
+            Self::Tls(address) => write!(f, "tls:{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::SharedMemory(path) => write!(f, "shm:{}", path.display()),
         }
@@ -203,7 +222,7 @@ mod tests {
     use super::*;
     use crate::frame::{DeviceId, FrameBuffer, FrameHeader, FrameKind, VirtualLane};
 
-    fn sealed(payload: &[u8], sequence: u32) -> FrameBuffer {
+    pub(super) fn sealed(payload: &[u8], sequence: u32) -> FrameBuffer {
         let mut frame = FrameBuffer::from_payload(payload);
         let header = FrameHeader {
             version: 2,
@@ -223,7 +242,7 @@ mod tests {
     }
 
     /// Sends `count` frames through a link whose far end reads at its own pace.
-    fn frames_cross(mut near: Link, mut far: Link) {
+    pub(super) fn frames_cross(mut near: Link, mut far: Link) {
         const COUNT: u32 = 3000;
         let mut queue = SendQueue::default();
         let (mut queued, mut arrived) = (0, 0);
@@ -235,6 +254,8 @@ mod tests {
                 queued += 1;
             }
             near.sender.send(&mut queue).unwrap();
+            // A handshake needs both ways.
+            near.receiver.fill().unwrap();
             if far.receiver.fill().unwrap() == Filled::Some {
                 for frame in far.receiver.frames().unwrap() {
                     let (header, payload) = FrameHeader::parse(frame, true).unwrap();
@@ -245,7 +266,9 @@ mod tests {
             }
         }
         drop(near);
-        assert_eq!(far.receiver.fill().unwrap(), Filled::End);
+        let mut fills = std::iter::repeat_with(|| far.receiver.fill().unwrap());
+        let end = fills.find(|filled| *filled != Filled::Some);
+        assert_eq!(end, Some(Filled::End));
     }
 
     #[test]
@@ -260,8 +283,10 @@ mod tests {
         let unix = LinkAddress::Unix(directory.path().join("fabric"));
         let shared_memory = LinkAddress::SharedMemory(directory.path().join("fabric"));
         for address in [unix, shared_memory, "tcp:127.0.0.1:0".parse().unwrap()] {
-            let listener = Listener::bind(&address).unwrap();
-            let near = connect(&listener.address().unwrap(), Duration::from_secs(5)).unwrap();
+            let options = LinkOptions::default();
+            let listener = Listener::bind(&address, &options).unwrap();
+            let address = listener.address().unwrap();
+            let near = connect(&address, Duration::from_secs(5), &options).unwrap();
             let far = listener.accept().unwrap().expect("a connection waits");
             frames_cross(near, far);
         }
@@ -271,8 +296,8 @@ mod tests {
     fn spinning_finds_what_comes_and_stops_when_told() {
         let directory = tempfile::tempdir().unwrap();
         let address = LinkAddress::SharedMemory(directory.path().join("fabric"));
-        let listener = Listener::bind(&address).unwrap();
-        let mut near = connect(&address, Duration::from_secs(5)).unwrap();
+        let listener = Listener::bind(&address, &LinkOptions::default()).unwrap();
+        let mut near = connect(&address, Duration::from_secs(5), &LinkOptions::default()).unwrap();
         let mut far = listener.accept().unwrap().expect("a connection waits");
         let long = Duration::from_secs(3600);
         let mut looks = 0;
@@ -296,7 +321,8 @@ mod tests {
     #[test]
     fn p02_bytes_that_are_no_frame_are_an_error() {
         use std::io::Write;
-        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener =
+            Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), &LinkOptions::default()).unwrap();
         let LinkAddress::Tcp(address) = listener.address().unwrap() else {
             panic!("tcp")
         };
@@ -313,10 +339,50 @@ mod tests {
     }
 
     #[test]
+    fn plain_tcp_stays_on_this_machine_unless_it_is_wanted() {
+        let careful = LinkOptions::default();
+        let careless = LinkOptions {
+            insecure: true,
+            ..LinkOptions::default()
+        };
+        for (text, local) in [
+            ("tcp:127.0.0.1:1", true),
+            ("tcp:127.1.2.3:1", true),
+            ("tcp:[::1]:1", true),
+            ("tcp:[::ffff:127.0.0.1]:1", true),
+            ("unix:/run/fabric", true),
+            ("tcp:0.0.0.0:1", false),
+            ("tcp:[::]:1", false),
+            ("tcp:192.0.2.1:1", false),
+        ] {
+            let address: LinkAddress = text.parse().unwrap();
+            assert_eq!(careful.check(&address).is_ok(), local, "{text}");
+            assert_eq!(careless.check(&address), Ok(()));
+        }
+        let wide = "tcp:0.0.0.0:0".parse().unwrap();
+        for error in [
+            Listener::bind(&wide, &careful).unwrap_err(),
+            connect(&wide, Duration::from_secs(5), &careful).unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            let text = error.to_string();
+            assert!(text.starts_with("tcp:0.0.0.0:0 leaves"), "{text}");
+            assert!(text.contains("use tls:, or set insecure = true"), "{text}");
+        }
+        Listener::bind(&wide, &careless).unwrap();
+        let secure = "tls:127.0.0.1:0".parse().unwrap();
+        for options in [careful, careless] {
+            let error = Listener::bind(&secure, &options).unwrap_err();
+            assert!(error.to_string().contains("needs a certificate"), "{error}");
+        }
+    }
+
+    #[test]
     fn addresses_read_as_they_are_written() {
         for text in [
             "tcp:127.0.0.1:7471",
             "tcp:[::1]:7471",
+            "tls:192.0.2.1:7471",
             "unix:/run/orimono/fabric",
             "shm:/run/orimono/fabric",
         ] {
@@ -326,6 +392,7 @@ mod tests {
             "",
             "tcp:",
             "tcp:localhost",
+            "tls:host1:7471",
             "udp:127.0.0.1:1",
             "unix:relative",
             "shm:relative",

@@ -1,37 +1,57 @@
 //! Links over streams of bytes: TCP and Unix sockets, and where all kinds are connected.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::buffer::ReceiveBuffer;
+use super::tls::{self, TlsConfig};
 use super::{
-    BATCH_FRAMES_MAX, Filled, Link, LinkAddress, LinkReceiver, LinkSender, SendQueue, Sent,
-    shared_memory,
+    BATCH_FRAMES_MAX, Filled, Link, LinkAddress, LinkOptions, LinkReceiver, LinkRefused,
+    LinkSender, SendQueue, Sent, shared_memory,
 };
-use crate::frame::{FrameError, FrameHeader, HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use crate::frame::FrameError;
 
-/// Bytes that one `fill` reads at most; room for several frames of any length.
-const RECEIVE_BYTES: usize = 512 * 1024;
-const _: () = assert!(RECEIVE_BYTES >= 2 * (HEADER_BYTES + PAYLOAD_BYTES_MAX));
-
-/// Connects to a director; waits at most `patience`.
+/// Connects to a director; waits at most `patience`. A TLS handshake goes on by itself when the
+/// link is used.
 ///
 /// # Errors
-/// Nobody listens there, or does not answer in time.
-pub fn connect(address: &LinkAddress, patience: Duration) -> io::Result<Link> {
+/// Nobody listens there, or does not answer in time; [`LinkRefused`].
+pub fn connect(
+    address: &LinkAddress,
+    patience: Duration,
+    options: &LinkOptions,
+) -> io::Result<Link> {
+    options.check(address)?;
+    let peer = address.to_string();
     match address {
-        LinkAddress::Tcp(socket) => tcp_link(
-            TcpStream::connect_timeout(socket, patience)?,
-            address.to_string(),
-        ),
-        LinkAddress::Unix(path) => unix_link(UnixStream::connect(path)?, address.to_string()),
+        LinkAddress::Tcp(socket) => tcp_link(TcpStream::connect_timeout(socket, patience)?, peer),
+        LinkAddress::Tls(socket) => {
+            let config = tls_config(address, options)?;
+            let stream = TcpStream::connect_timeout(socket, patience)?;
+            tls::client(prepared(stream)?, config, options.director.as_deref(), peer)
+        }
+        LinkAddress::Unix(path) => unix_link(UnixStream::connect(path)?, peer),
         LinkAddress::SharedMemory(path) => {
             shared_memory::connected(UnixStream::connect(path)?, path)
         }
     }
+}
+
+fn tls_config<'a>(
+    address: &LinkAddress,
+    options: &'a LinkOptions,
+) -> Result<&'a Arc<TlsConfig>, LinkRefused> {
+    options
+        .tls
+        .as_ref()
+        .ok_or_else(|| LinkRefused::NoCertificate {
+            address: address.clone(),
+        })
 }
 
 /// A director's listening socket.
@@ -39,6 +59,8 @@ pub fn connect(address: &LinkAddress, patience: Duration) -> io::Result<Link> {
 pub enum Listener {
     /// On TCP.
     Tcp(TcpListener),
+    /// On TCP, for TLS.
+    Tls(TcpListener, Arc<TlsConfig>),
     /// On a Unix socket; its file is removed on drop.
     Unix(UnixListener, UnixSocketFile),
     /// On the Unix socket where the sides of shared-memory links meet.
@@ -60,13 +82,14 @@ impl Listener {
     /// Listens on `address`. The file of a dead Unix listener is replaced.
     ///
     /// # Errors
-    /// The address is in use or not ours.
-    pub fn bind(address: &LinkAddress) -> io::Result<Self> {
+    /// The address is in use or not ours; [`LinkRefused`].
+    pub fn bind(address: &LinkAddress, options: &LinkOptions) -> io::Result<Self> {
+        options.check(address)?;
         let listener = match address {
-            LinkAddress::Tcp(socket) => {
-                let listener = TcpListener::bind(socket)?;
-                listener.set_nonblocking(true)?;
-                Self::Tcp(listener)
+            LinkAddress::Tcp(socket) => Self::Tcp(tcp_listener(socket)?),
+            LinkAddress::Tls(socket) => {
+                let config = tls_config(address, options)?.clone();
+                Self::Tls(tcp_listener(socket)?, config)
             }
             LinkAddress::Unix(path) => {
                 let (listener, file) = bind_unix(path)?;
@@ -87,6 +110,7 @@ impl Listener {
     pub fn address(&self) -> io::Result<LinkAddress> {
         Ok(match self {
             Self::Tcp(listener) => LinkAddress::Tcp(listener.local_addr()?),
+            Self::Tls(listener, _) => LinkAddress::Tls(listener.local_addr()?),
             Self::Unix(_, file) => LinkAddress::Unix(file.0.clone()),
             Self::SharedMemory(_, file) => LinkAddress::SharedMemory(file.0.clone()),
         })
@@ -101,6 +125,9 @@ impl Listener {
             Self::Tcp(listener) => listener
                 .accept()
                 .and_then(|(stream, peer)| tcp_link(stream, format!("tcp:{peer}"))),
+            Self::Tls(listener, config) => listener.accept().and_then(|(stream, peer)| {
+                tls::server(prepared(stream)?, config, format!("tls:{peer}"))
+            }),
             Self::Unix(listener, file) => listener
                 .accept()
                 .and_then(|(stream, _)| unix_link(stream, format!("unix:{}", file.0.display()))),
@@ -119,7 +146,7 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Tcp(listener) => listener.as_fd(),
+            Self::Tcp(listener) | Self::Tls(listener, _) => listener.as_fd(),
             Self::Unix(listener, _) | Self::SharedMemory(listener, _) => listener.as_fd(),
         }
     }
@@ -145,10 +172,21 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-fn tcp_link(stream: TcpStream, peer: String) -> io::Result<Link> {
+fn tcp_listener(socket: &SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(socket)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn prepared(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nonblocking(true)?;
     // Every write is a batch already: waiting for more only adds delay.
     stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn tcp_link(stream: TcpStream, peer: String) -> io::Result<Link> {
+    let stream = prepared(stream)?;
     let sender = StreamSender::new(stream.try_clone()?);
     let receiver = StreamReceiver::new(stream);
     Ok(Link {
@@ -216,31 +254,15 @@ impl<S: Write + Send + std::fmt::Debug> LinkSender for StreamSender<S> {
 #[derive(Debug)]
 pub(super) struct StreamReceiver<S> {
     stream: S,
-    buffer: Vec<u8>,
-    /// Bytes of `buffer` that were read.
-    filled: usize,
+    buffer: ReceiveBuffer,
 }
 
 impl<S> StreamReceiver<S> {
     pub(super) fn new(stream: S) -> Self {
         Self {
             stream,
-            buffer: vec![0; RECEIVE_BYTES],
-            filled: 0,
+            buffer: ReceiveBuffer::default(),
         }
-    }
-
-    /// Bytes of the whole frames at the start of the buffer.
-    fn whole_bytes(&self) -> usize {
-        let mut whole = 0;
-        let filled = self.buffer.get(..self.filled).unwrap_or_default();
-        while let Some(rest) = filled.get(whole..)
-            && let Ok(Some(bytes)) = FrameHeader::frame_bytes(rest)
-            && bytes <= rest.len()
-        {
-            whole += bytes;
-        }
-        whole
     }
 }
 
@@ -249,16 +271,11 @@ impl<S> StreamReceiver<S> {
         &mut self,
         read: impl FnOnce(&mut S, &mut [u8]) -> io::Result<usize>,
     ) -> io::Result<Filled> {
-        let consumed = self.whole_bytes();
-        if consumed > 0 {
-            self.buffer.copy_within(consumed..self.filled, 0);
-            self.filled -= consumed;
-        }
-        let room = self.buffer.get_mut(self.filled..).unwrap_or_default();
-        match read(&mut self.stream, room) {
+        self.buffer.forget_frames();
+        match read(&mut self.stream, self.buffer.room()) {
             Ok(0) => Ok(Filled::End),
             Ok(bytes) => {
-                self.filled += bytes;
+                self.buffer.extend(bytes);
                 Ok(Filled::Some)
             }
             // There may be something the next time.
@@ -279,15 +296,7 @@ impl<S: Source + AsFd + Send + std::fmt::Debug> LinkReceiver for StreamReceiver<
     }
 
     fn frames(&self) -> Result<Vec<&[u8]>, FrameError> {
-        let mut frames = Vec::new();
-        let mut rest = self.buffer.get(..self.filled).unwrap_or_default();
-        while let Some(bytes) = FrameHeader::frame_bytes(rest)?
-            && let Some((frame, behind)) = rest.split_at_checked(bytes)
-        {
-            frames.push(frame);
-            rest = behind;
-        }
-        Ok(frames)
+        self.buffer.frames()
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {

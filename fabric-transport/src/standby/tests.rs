@@ -6,7 +6,7 @@ use crate::endpoint::{
     DeviceGrant, Directory, LaneClient, LaneSet, Receipt, SendRefused, session_config,
 };
 use crate::frame::{FrameBuffer, VirtualLane};
-use crate::link::LinkAddress;
+use crate::link::{LinkAddress, LinkOptions};
 use crate::uplink::connectors;
 use qos::{DeviceRate, LinkBudget};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,7 +90,7 @@ fn director(held: &Arc<AtomicBool>) -> (Acceptor, LinkAddress, mpsc::Receiver<Se
     let held = held.clone();
     let storage = Arc::new(Storage { held, client });
     let acceptor = Acceptor::start(session_config("director"), Arc::new(Anybody), storage).unwrap();
-    let address = acceptor.listen(&"tcp:127.0.0.1:0".parse().unwrap());
+    let address = acceptor.listen(&"tcp:127.0.0.1:0".parse().unwrap(), &LinkOptions::default());
     (acceptor, address.unwrap(), seen)
 }
 
@@ -122,7 +122,8 @@ fn devices_move_when_their_director_is_gone_and_its_storage_is_free() {
         session: session_config("host1"),
         budget: budget(),
     };
-    let connectors = [first_address, second_address].map(|address| connectors(&[address]));
+    let connectors = [first_address, second_address]
+        .map(|address| connectors(&[address], &LinkOptions::default()));
     let uplink = StandbyUplink::start(&config, connectors, vec![device]).unwrap();
     let Seen::Up(lanes) = seen.recv_timeout(PATIENCE).unwrap() else {
         panic!("not up")

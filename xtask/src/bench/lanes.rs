@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fabric_transport::endpoint::{DeviceGrant, Endpoint, NewPath};
-use fabric_transport::link::{Link, LinkAddress, Listener, connect};
+use fabric_transport::link::{Link, LinkAddress, LinkOptions, Listener, connect};
 use fabric_transport::session::{Established, Role, SessionConfig};
 use fabric_transport::{
     DeviceId, Directory, EndpointConfig, FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused,
@@ -284,8 +284,9 @@ impl LinkKind {
             Self::Tcp { .. } => "tcp:127.0.0.1:0".parse()?,
             Self::SharedMemory => LinkAddress::SharedMemory(folder.path().join("link")),
         };
-        let listener = Listener::bind(&address)?;
-        let mut near = connect(&listener.address()?, PATIENCE)?;
+        let options = LinkOptions::default();
+        let listener = Listener::bind(&address, &options)?;
+        let mut near = connect(&listener.address()?, PATIENCE, &options)?;
         let mut far = listener.accept()?.context("no connection arrived")?;
         if let Self::Tcp { checksummed } = self {
             (near.checksummed, far.checksummed) = (checksummed, checksummed);

@@ -16,8 +16,8 @@ use crate::frame::{
     DeviceId, FrameBuffer, FrameError, FrameHeader, FrameKind, HEADER_BYTES, VirtualLane,
 };
 use crate::link::{
-    BATCH_FRAMES_MAX, Filled, LinkAddress, LinkReceiver, Listener, SendQueue, Sent, connect,
-    fill_or_spin,
+    BATCH_FRAMES_MAX, Filled, LinkAddress, LinkOptions, LinkReceiver, Listener, SendQueue, Sent,
+    connect, fill_or_spin,
 };
 
 /// When a wake-up counts as lost.
@@ -240,9 +240,15 @@ fn only_root_and_the_same_user_may_share_memory() {
 fn p03_unix_link_at_the_other_side_is_noticed_by_both() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fabric");
-    let listener = Listener::bind(&LinkAddress::Unix(path.clone())).unwrap();
+    let listener =
+        Listener::bind(&LinkAddress::Unix(path.clone()), &LinkOptions::default()).unwrap();
     let patience = Duration::from_secs(5);
-    let mut near = connect(&LinkAddress::SharedMemory(path), patience).unwrap();
+    let mut near = connect(
+        &LinkAddress::SharedMemory(path),
+        patience,
+        &LinkOptions::default(),
+    )
+    .unwrap();
     let mut far = listener.accept().unwrap().expect("a connection waits");
     assert_eq!(far.receiver.fill().unwrap(), Filled::Some);
     assert_eq!(

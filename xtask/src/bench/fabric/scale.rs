@@ -10,7 +10,7 @@ use fabric_transport::acceptor::{Acceptor, Admission};
 use fabric_transport::control::Windows;
 use fabric_transport::endpoint::{DeviceGrant, session_config};
 use fabric_transport::frame::FrameKind;
-use fabric_transport::link::LinkAddress;
+use fabric_transport::link::{LinkAddress, LinkOptions};
 use fabric_transport::{DeviceId, Directory, LaneClient, LaneSet, Receipt, VirtualLane};
 use orimono_tests::fabric::{RawPeer, RawStream};
 use qos::{DeviceRate, LinkBudget};
@@ -30,7 +30,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
         Arc::new(Anybody),
         Arc::new(Idle),
     )?;
-    acceptor.listen(&address)?;
+    acceptor.listen(&address, &LinkOptions::default())?;
     let LinkAddress::Unix(path) = &address else {
         bail!("no Unix socket")
     };

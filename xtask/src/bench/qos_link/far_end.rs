@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use fabric_transport::frame::{FrameError, FrameHeader};
-use fabric_transport::link::{Filled, Link, LinkReceiver, Listener};
+use fabric_transport::link::{Filled, Link, LinkOptions, LinkReceiver, Listener};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -60,7 +60,7 @@ fn wait_end() -> Result<()> {
 }
 
 fn serve_lanes(case: Case, arrivals: &Arrivals) -> Result<()> {
-    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse()?)?;
+    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse()?, &LinkOptions::default())?;
     listening(&listener.address()?.to_string())?;
     // Ends with the bench, too: an ended one closed standard input.
     let stdin = std::io::stdin();

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use fabric_transport::VirtualLane;
-use fabric_transport::link::connect;
+use fabric_transport::link::{LinkOptions, connect};
 
 use super::Figure;
 use super::lanes::{PATIENCE, SendingEnd};
@@ -229,7 +229,11 @@ fn span() -> Duration {
 /// One run through lanes.
 fn through_lanes(case: Case) -> Result<Measured> {
     let running = Running::start(Kind::Lanes, case)?;
-    let link = connect(&running.addresses.parse()?, PATIENCE)?;
+    let link = connect(
+        &running.addresses.parse()?,
+        PATIENCE,
+        &LinkOptions::default(),
+    )?;
     let end = SendingEnd::start(link, &budget(), &case.rates()?)?;
     let stop = AtomicBool::new(false);
     let first = std::thread::scope(|scope| {
