@@ -3,7 +3,7 @@
 use super::*;
 
 /// Two hosts with reservations of 300M and 200M behind one switch, and one that is embedded.
-const SWITCHED: &str = r#"
+const SWITCHED: &str = r#"insecure = true
 [director]
 name = "director1"
 listen = ["tcp:10.0.0.1:7471"]
