@@ -4,6 +4,7 @@ use fabric_transport::session::PATHS_MAX;
 use std::io;
 use std::path::PathBuf;
 
+use fabric_transport::discovery::GROUP_DEFAULT;
 use fabric_transport::link::{LinkAddressError, LinkRefused};
 use qos::{BitRate, InvalidBudget, InvalidRate, ParseBitRateError, PolicyError};
 
@@ -282,9 +283,38 @@ pub enum Problem {
         /// Where it is looked for.
         port: PortName,
     },
-    /// Neither or both of `director` and `embedded`.
-    #[error("way to the director is not clear; write either director = [...] or embedded = true")]
+    /// None or several of `director`, `discover` and `embedded`.
+    #[error(
+        "way to the director is not clear; write one of director = [...], discover = \"GROUP:PORT\" \
+        and embedded = true"
+    )]
     Uplink,
+    /// No multicast group.
+    #[error(
+        "{text:?} is no multicast group; write a group of IPv4 and its port, like \
+        {GROUP_DEFAULT}"
+    )]
+    Group {
+        /// What was given.
+        text: String,
+    },
+    /// No IPv4 address.
+    #[error("discovery-interface {text:?} is no IPv4 address; write the one the interface has")]
+    Interface {
+        /// What was given.
+        text: String,
+    },
+    /// `discovery-interface` or `director-name` without discovery.
+    #[error("has {key} but no {needs}; take it away, or write {needs} = \"{GROUP_DEFAULT}\"")]
+    NotDiscovered {
+        /// The key.
+        key: &'static str,
+        /// What it belongs to.
+        needs: &'static str,
+    },
+    /// A director that hosts would find, and could not connect to.
+    #[error("is discoverable but has nothing to offer; add a tcp address to listen")]
+    NothingToOffer,
     /// More links than a session has.
     #[error(
         "has more than {PATHS_MAX} addresses of one director; a session has at most so many links"

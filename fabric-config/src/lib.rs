@@ -19,6 +19,8 @@
 //! listen = ["tls:192.0.2.1:7471"]    # or tcp: on loopback, unix:/PATH or shm:/PATH
 //! shared-luns = false                # default; true: LUN files are locked only while in use
 //! busy-poll-us = 0                   # default; 50: look for frames this long before sleeping
+//! discoverable = "239.255.77.71:7470"  # hosts that it knows find it there; default: they do not
+//! discovery-interface = "192.0.2.1"  # its address; default: as routes to the group say
 //! [[director.link]]                  # director to host; absent: as the host's own
 //! host = "host1"
 //! rate = "10G"                       # what the link is sold as
@@ -61,7 +63,10 @@
 //!
 //! [[host]]
 //! name = "host1"
-//! director = ["tls:192.0.2.1:7471"]  # or: embedded = true
+//! director = ["tls:192.0.2.1:7471"]  # or: embedded = true, or: discover
+//! # discover = "239.255.77.71:7470"  # a director that is discoverable there
+//! # discovery-interface = "192.0.2.2"  # as the director's
+//! # director-name = "director1"      # only this one; default: the first that answers
 //! run-dir = "/run/orimono/host1"
 //! rate = "10G"                       # payload, reservable, protected, oversubscribe: as above
 //! [[host.vm]]
@@ -133,6 +138,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use fabric_transport::DeviceId;
+use fabric_transport::discovery::Meeting;
 use fabric_transport::link::LinkAddress;
 use qos::{Attachment, DeviceRate, LinkBudget, PolicyCatalog, VmRate};
 
@@ -192,6 +198,8 @@ pub struct DirectorConfig {
     pub shared_luns: bool,
     /// How long the threads of sessions look for frames before they sleep.
     pub busy_poll: Duration,
+    /// Where hosts find it by asking; `None`: they must know its addresses.
+    pub discoverable: Option<Meeting>,
 }
 
 /// An Ethernet port: a TAP interface.
@@ -244,6 +252,13 @@ pub enum Uplink {
     Embedded,
     /// Over a link to each of these addresses, 1 to 4; the first that is up carries the frames.
     Director(Vec<LinkAddress>),
+    /// Over a link to each address that a director offers, at most 4.
+    Discovered {
+        /// Where to ask.
+        meeting: Meeting,
+        /// The only director that is wanted; `None`: the first that answers.
+        director: Option<String>,
+    },
 }
 
 /// A hypervisor machine.

@@ -47,12 +47,23 @@ impl LinkSecurity {
     /// They cannot be used.
     pub fn options(&self, name: &str, addresses: &[LinkAddress]) -> Result<LinkOptions, TlsError> {
         let secure = |address| matches!(address, &LinkAddress::Tls(_));
-        let tls = match &self.tls {
-            Some(paths) if addresses.iter().any(secure) => {
-                Some(Arc::new(TlsConfig::load(paths.of(name))?))
-            }
-            _ => None,
-        };
+        if addresses.iter().any(secure) {
+            self.options_for_any(name)
+        } else {
+            Ok(LinkOptions {
+                insecure: self.insecure,
+                ..LinkOptions::default()
+            })
+        }
+    }
+
+    /// The same for addresses that are not known yet: the certificates are read if there are any.
+    ///
+    /// # Errors
+    /// They cannot be used.
+    pub fn options_for_any(&self, name: &str) -> Result<LinkOptions, TlsError> {
+        let files = self.tls.as_ref().map(|paths| paths.of(name));
+        let tls = files.map(TlsConfig::load).transpose()?.map(Arc::new);
         Ok(LinkOptions {
             tls,
             director: None,

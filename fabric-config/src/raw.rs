@@ -63,6 +63,8 @@ pub(crate) struct Director {
     pub(crate) listen: Vec<Text>,
     #[serde(default)]
     pub(crate) shared_luns: bool,
+    pub(crate) discoverable: Option<Text>,
+    pub(crate) discovery_interface: Option<Text>,
     #[serde(default)]
     pub(crate) busy_poll_us: u16,
     #[serde(default)]
@@ -157,6 +159,9 @@ pub(crate) struct Host {
     pub(crate) name: Text,
     #[serde(default)]
     pub(crate) director: Vec<Text>,
+    pub(crate) discover: Option<Text>,
+    pub(crate) discovery_interface: Option<Text>,
+    pub(crate) director_name: Option<Text>,
     #[serde(default)]
     pub(crate) standby_director: Vec<Text>,
     #[serde(default)]

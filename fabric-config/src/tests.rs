@@ -207,6 +207,34 @@ fn good_file_becomes_typed_values() {
     );
 }
 
+#[test]
+fn discovery_is_a_group_an_interface_and_a_name() {
+    let text = LAB
+        .replace(
+            "name = \"director1\"\n",
+            "name = \"director1\"\ndiscoverable = \"239.255.77.71:7470\"\n",
+        )
+        .replace(
+            "embedded = true\n",
+            "discover = \"239.1.2.3:4\"\ndiscovery-interface = \"192.0.2.2\"\n\
+             director-name = \"director1\"\n",
+        );
+    let lab: LabConfig = text.parse().unwrap();
+    let discoverable = Meeting {
+        group: fabric_transport::discovery::GROUP_DEFAULT,
+        interface: None,
+    };
+    assert_eq!(lab.director.discoverable, Some(discoverable));
+    let uplink = Uplink::Discovered {
+        meeting: Meeting {
+            group: "239.1.2.3:4".parse().unwrap(),
+            interface: Some([192, 0, 2, 2].into()),
+        },
+        director: Some("director1".to_owned()),
+    };
+    assert_eq!(lab.host("host2").unwrap().uplink, uplink);
+}
+
 /// Every refusal: what is changed, and the whole line that the operator reads.
 #[test]
 fn wrong_values_name_line_object_problem_and_next_step() {
@@ -294,12 +322,42 @@ fn wrong_values_name_line_object_problem_and_next_step() {
         (
             "director = [\"tcp:127.0.0.1:7471\"]\n",
             "",
-            "line 33: host host1: way to the director is not clear; write either director = [...] or embedded = true",
+            "line 33: host host1: way to the director is not clear; write one of director = [...], discover = \"GROUP:PORT\" and embedded = true",
         ),
         (
             "embedded = true\n",
             "embedded = true\ndirector = [\"tcp:127.0.0.1:1\"]\n",
-            "line 60: host host2: way to the director is not clear; write either director = [...] or embedded = true",
+            "line 60: host host2: way to the director is not clear; write one of director = [...], discover = \"GROUP:PORT\" and embedded = true",
+        ),
+        (
+            "embedded = true\n",
+            "embedded = true\ndiscover = \"239.255.77.71:7470\"\n",
+            "line 60: host host2: way to the director is not clear; write one of director = [...], discover = \"GROUP:PORT\" and embedded = true",
+        ),
+        (
+            "embedded = true\n",
+            "discover = \"192.0.2.1:7470\"\n",
+            "line 61: host host2: \"192.0.2.1:7470\" is no multicast group; write a group of IPv4 and its port, like 239.255.77.71:7470",
+        ),
+        (
+            "embedded = true\n",
+            "discover = \"239.255.77.71:7470\"\ndiscovery-interface = \"eth0\"\n",
+            "line 62: host host2: discovery-interface \"eth0\" is no IPv4 address; write the one the interface has",
+        ),
+        (
+            "embedded = true\n",
+            "embedded = true\ndirector-name = \"director1\"\n",
+            "line 62: host host2: has director-name but no discover; take it away, or write discover = \"239.255.77.71:7470\"",
+        ),
+        (
+            "name = \"director1\"\n",
+            "name = \"director1\"\ndiscovery-interface = \"192.0.2.1\"\n",
+            "line 4: director director1: has discovery-interface but no discoverable; take it away, or write discoverable = \"239.255.77.71:7470\"",
+        ),
+        (
+            "listen = [\"tcp:127.0.0.1:7471\", ",
+            "discoverable = \"239.255.77.71:7470\"\nlisten = [",
+            "line 4: director director1: is discoverable but has nothing to offer; add a tcp address to listen",
         ),
         (
             "id = 1\n",

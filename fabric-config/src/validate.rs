@@ -1,9 +1,11 @@
 //! From the file as written to values that fit together.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use fabric_transport::DeviceId;
+use fabric_transport::discovery::Meeting;
 use fabric_transport::link::{LinkAddress, LinkRefused};
 use fabric_transport::session::PATHS_MAX;
 use qos::{LinkBudget, PolicyCatalog, PolicyKind, VmRate};
@@ -77,11 +79,15 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
     };
     validator.links = validator.link_security(raw.insecure, raw.tls.as_ref())?;
     let director_name = validator.name("director", &raw.director.name)?;
+    let object = format!("director {director_name}");
+    let listen = validator.addresses(&object, &raw.director.listen)?;
+    let discoverable = validator.discoverable(&object, &raw.director, &listen)?;
     let director = DirectorConfig {
-        listen: validator.addresses(&format!("director {director_name}"), &raw.director.listen)?,
+        listen,
         name: director_name,
         shared_luns: raw.director.shared_luns,
         busy_poll: Duration::from_micros(raw.director.busy_poll_us.into()),
+        discoverable,
     };
     validator.policies(&raw.qos_policy)?;
     validator.ethernet_ports(&raw.ethernet_port)?;
@@ -188,6 +194,92 @@ impl Validator<'_> {
                 Ok(address)
             })
             .collect()
+    }
+
+    fn meeting(
+        &self,
+        object: &str,
+        group: &raw::Text,
+        interface: Option<&raw::Text>,
+    ) -> Result<Meeting> {
+        let text = group.get_ref();
+        let parsed: Option<SocketAddrV4> = text.parse().ok();
+        let parsed = parsed.filter(|it| it.ip().is_multicast() && it.port() != 0);
+        let parsed = parsed.ok_or_else(|| Problem::Group { text: text.clone() });
+        let interface = interface.map(|interface| {
+            let text = interface.get_ref();
+            let parsed = text.parse::<Ipv4Addr>();
+            let parsed = parsed.map_err(|_parse| Problem::Interface { text: text.clone() });
+            self.at(object, interface, parsed)
+        });
+        Ok(Meeting {
+            group: self.at(object, group, parsed)?,
+            interface: interface.transpose()?,
+        })
+    }
+
+    /// Refuses a key that says more about a discovery that there is not.
+    fn without(
+        &self,
+        object: &str,
+        key: &'static str,
+        value: Option<&raw::Text>,
+        needs: &'static str,
+    ) -> Result<()> {
+        let problem = Err(Problem::NotDiscovered { key, needs });
+        value.map_or(Ok(()), |value| self.at(object, value, problem))
+    }
+
+    fn discoverable(
+        &self,
+        object: &str,
+        raw: &raw::Director,
+        listen: &[LinkAddress],
+    ) -> Result<Option<Meeting>> {
+        let interface = raw.discovery_interface.as_ref();
+        let Some(group) = &raw.discoverable else {
+            self.without(object, "discovery-interface", interface, "discoverable")?;
+            return Ok(None);
+        };
+        let meeting = self.meeting(object, group, interface)?;
+        let is_file = |address: &LinkAddress| matches!(address, LinkAddress::Unix(_));
+        let offers = !listen.iter().all(is_file);
+        self.require(object, group, offers, || Problem::NothingToOffer)?;
+        Ok(Some(meeting))
+    }
+
+    fn uplink(&self, object: &str, raw: &raw::Host) -> Result<Uplink> {
+        let ways = [
+            raw.embedded,
+            !raw.director.is_empty(),
+            raw.discover.is_some(),
+        ];
+        let clear = ways.into_iter().filter(|way| *way).count() == 1;
+        self.require(object, &raw.name, clear, || Problem::Uplink)?;
+        let (interface, director) = (&raw.discovery_interface, &raw.director_name);
+        if let Some(group) = &raw.discover {
+            let director = director.as_ref();
+            let director = director.map(|director| self.name(object, director));
+            return Ok(Uplink::Discovered {
+                meeting: self.meeting(object, group, interface.as_ref())?,
+                director: director.transpose()?,
+            });
+        }
+        self.without(
+            object,
+            "discovery-interface",
+            interface.as_ref(),
+            "discover",
+        )?;
+        self.without(object, "director-name", director.as_ref(), "discover")?;
+        if raw.embedded {
+            return Ok(Uplink::Embedded);
+        }
+        let addresses = self.addresses(object, &raw.director)?;
+        self.require(object, &raw.name, addresses.len() <= PATHS_MAX, || {
+            Problem::Links
+        })?;
+        Ok(Uplink::Director(addresses))
     }
 
     fn port(&self, object: &str, port: &raw::Text) -> Result<PortName> {
@@ -339,17 +431,7 @@ impl Validator<'_> {
         let name = self.name("host", &raw.name)?;
         let object = format!("host {name}");
         self.at(&object, &raw.name, names.claim(&name, &object))?;
-        let clear = raw.embedded == raw.director.is_empty();
-        self.require(&object, &raw.name, clear, || Problem::Uplink)?;
-        let uplink = if raw.embedded {
-            Uplink::Embedded
-        } else {
-            let addresses = self.addresses(&object, &raw.director)?;
-            self.require(&object, &raw.name, addresses.len() <= PATHS_MAX, || {
-                Problem::Links
-            })?;
-            Uplink::Director(addresses)
-        };
+        let uplink = self.uplink(&object, raw)?;
         let standby_director = self.addresses(&object, &raw.standby_director)?;
         let few = standby_director.len() <= PATHS_MAX;
         self.require(&object, &raw.name, few, || Problem::Links)?;

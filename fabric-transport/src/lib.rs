@@ -11,6 +11,7 @@
 //! - [`endpoint`]: one end of a session with its links, its scheduler and its thread.
 //! - [`uplink`] and [`acceptor`]: keep sessions up, from the host's and the director's side.
 //! - [`standby`]: two directors for one host.
+//! - [`discovery`]: how a host finds its director.
 //!
 //! Read first: InfiniBand Architecture Specification volume 1 section 7.9 (link flow control),
 //! from which blocks, FCTBS and FCCL are taken.
@@ -19,6 +20,7 @@
 
 pub mod acceptor;
 pub mod control;
+pub mod discovery;
 pub mod endpoint;
 pub mod frame;
 pub mod link;

@@ -35,7 +35,7 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 /// attempt that is under way is left to end by itself.
 const FAREWELL_MAX: Duration = Duration::from_millis(100);
 /// How long one connection attempt may take.
-const CONNECT_MAX: Duration = Duration::from_secs(2);
+pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(2);
 
 /// Makes one link of the session.
 pub trait Connector: Send + Sync + 'static {
@@ -44,6 +44,12 @@ pub trait Connector: Send + Sync + 'static {
     /// # Errors
     /// The director cannot be reached this way now.
     fn connect(&self) -> io::Result<Link>;
+
+    /// Whether there is such a link at all now. One that is not there is not tried, and is no failure.
+    /// Must not wait.
+    fn is_there(&self) -> bool {
+        true
+    }
 
     /// What is connected to, for logs.
     fn target(&self) -> String;
@@ -348,7 +354,7 @@ fn run(shared: &Arc<Shared>, connector: &dyn Connector, priority: usize) {
     let mut was_made = false;
     let mut state = shared.lock();
     while !state.stopped {
-        if !state.wants_link(priority) {
+        if !state.wants_link(priority) || !connector.is_there() {
             state = shared.wait(state, RETRY_MAX);
             continue;
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use fabric_config::{HostConfig, LabConfig, VhbaConfig, VnicConfig};
 use fabric_payload::ethernet::Offloads;
+use fabric_transport::discovery::seeker::{self, Seeker, SeekerConfig};
 use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
 use fabric_transport::link::{LinkAddress, LinkOptions};
 use fabric_transport::standby::StandbyUplink;
@@ -94,7 +95,8 @@ impl HostAgent {
             }
         }
         prepare_run_dir(&host.run_dir)?;
-        let (to_director, director) = host_connectors(lab, host)?;
+        let mut session = session_config(&host.name);
+        let (to_director, director) = host_connectors(lab, host, session.instance)?;
         let mut sessions = Vec::with_capacity(devices.len());
         let mut attached = Vec::with_capacity(devices.len());
         for device in devices {
@@ -107,7 +109,6 @@ impl HostAgent {
             sessions.push(session);
             attached.push(device.fabric);
         }
-        let mut session = session_config(&host.name);
         session.spread = host.spread;
         session.busy_poll = host.busy_poll;
         if let Some(silence) = host.path_silence {
@@ -248,8 +249,26 @@ fn link_options(
     options.with_context(|| format!("certificate of host {} cannot be used", host.name))
 }
 
-fn host_connectors(lab: &LabConfig, host: &HostConfig) -> Result<(Connectors, Option<Director>)> {
+fn host_connectors(
+    lab: &LabConfig,
+    host: &HostConfig,
+    instance: u64,
+) -> Result<(Connectors, Option<Director>)> {
     match &host.uplink {
+        fabric_config::Uplink::Discovered { meeting, director } => {
+            let seeker = Seeker::start(SeekerConfig {
+                meeting: *meeting,
+                host: host.name.clone(),
+                instance,
+                director: director.clone(),
+            });
+            let seeker = seeker.context("discovery cannot be started")?;
+            let options = lab.links.options_for_any(&host.name);
+            let mut options = options
+                .with_context(|| format!("certificate of host {} cannot be used", host.name))?;
+            options.director.clone_from(director);
+            Ok((seeker::connectors(&Arc::new(seeker), &options), None))
+        }
         fabric_config::Uplink::Director(addresses) => {
             let mut options = link_options(lab, host, addresses)?;
             options.director = Some(lab.director.name.clone());

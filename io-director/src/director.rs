@@ -9,6 +9,8 @@ use std::time::Duration;
 use fabric_config::{EdgeSwitchConfig, HostConfig, LabConfig, LinkSecurity, PortName};
 use fabric_transport::acceptor::{Acceptor, Admission};
 use fabric_transport::control::Windows;
+use fabric_transport::discovery::Meeting;
+use fabric_transport::discovery::responder::{Responder, ResponderConfig};
 use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
 use fabric_transport::link::{Link, LinkAddress, LinkOptions, TlsError};
 use fabric_transport::{DeviceId, Directory, LaneClient};
@@ -70,6 +72,18 @@ pub enum DirectorError {
         #[source]
         source: io::Error,
     },
+    /// The group that hosts ask.
+    #[error(
+        "director cannot be discovered on {meeting}; write an address of an interface as \
+        discovery-interface, or stop what uses the port"
+    )]
+    Discovery {
+        /// The group.
+        meeting: Meeting,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// An I/O director: its ports, its logical units and the sessions of its hosts.
@@ -78,11 +92,14 @@ pub enum DirectorError {
 #[derive(Debug)]
 pub struct Director {
     // Fields are dropped in this order.
+    responder: Option<Responder>,
     acceptor: Acceptor,
     books: Arc<Books>,
     name: String,
     links: LinkSecurity,
+    instance: u64,
     listen: Vec<LinkAddress>,
+    discoverable: Option<Meeting>,
     addresses: Vec<LinkAddress>,
 }
 
@@ -179,13 +196,17 @@ impl Director {
             // The other director gets the LUNs of a host that is gone after this.
             session.resume_max = Duration::from_secs(1);
         }
+        let instance = session.instance;
         let acceptor = Acceptor::start(session, books.clone(), books.clone())
             .map_err(DirectorError::Sessions)?;
         Ok(Self {
+            responder: None,
             acceptor,
             books,
             name: config.director.name.clone(),
             links: config.links.clone(),
+            instance,
+            discoverable: config.director.discoverable,
             listen: config.director.listen.clone(),
             addresses: Vec::new(),
         })
@@ -212,10 +233,11 @@ impl Director {
         self.books.clone()
     }
 
-    /// Listens on all addresses of the configuration.
+    /// Listens on all addresses of the configuration, and then lets hosts find it if it says so.
     ///
     /// # Errors
-    /// [`DirectorError::Certificate`]; [`DirectorError::Listen`] for the first that is not free.
+    /// [`DirectorError::Certificate`]; [`DirectorError::Listen`] for the first that is not free;
+    /// [`DirectorError::Discovery`].
     pub fn listen(&mut self) -> Result<(), DirectorError> {
         let options = self.link_options()?;
         for address in &self.listen {
@@ -227,6 +249,20 @@ impl Director {
             })?;
             tracing::info!(address = %bound, "director listens");
             self.addresses.push(bound);
+        }
+        if let Some(meeting) = self.discoverable {
+            let config = ResponderConfig {
+                meeting,
+                director: self.name.clone(),
+                instance: self.instance,
+                addresses: self.addresses.clone(),
+            };
+            let books = self.books.clone();
+            let knows = Box::new(move |host: &str| books.downlinks.contains_key(host));
+            let responder = Responder::start(config, knows)
+                .map_err(|source| DirectorError::Discovery { meeting, source })?;
+            tracing::info!(%meeting, "director can be discovered");
+            self.responder = Some(responder);
         }
         Ok(())
     }
