@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::protocol::{Answer, DeviceSla, HopState, LastDecisions, Request, TraceFollows};
+use crate::protocol::{
+    Answer, DeviceSla, HopState, LastDecisions, PathChanged, Request, SessionPaths, TraceFollows,
+};
 
 /// How long an answer may take: a large trace of a busy process.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -106,6 +108,31 @@ impl Client {
             return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()));
         }
         Ok(recording)
+    }
+
+    /// The sessions of all fabric links.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn paths(&mut self) -> Result<Vec<SessionPaths>, ClientError> {
+        self.ask(&Request::Paths {})
+    }
+
+    /// When their frames went another way.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn path_changes(&mut self) -> Result<Vec<PathChanged>, ClientError> {
+        self.ask(&Request::PathChanges {})
+    }
+
+    /// Has the frames of the session at the hop called `hop` go by link number `link`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn switchover(&mut self, hop: &str, link: u16) -> Result<(), ClientError> {
+        let hop = hop.to_owned();
+        self.ask(&Request::Switchover { hop, link })
     }
 
     fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ClientError> {

@@ -2,6 +2,8 @@
 
 use qos::{Decision, HopSnapshot, Trace};
 
+use crate::link::LinkHop;
+
 /// A scheduler that shares one link or port in one direction, with the names of its devices.
 ///
 /// Called on the monitor's thread, a few times a second. A hop that is not there at the moment (a
@@ -21,4 +23,9 @@ pub trait Hop: Send + Sync {
 
     /// Ends the trace; `None` when there is none, also because the hop went away meanwhile.
     fn take_trace(&self) -> Option<Trace>;
+
+    /// The hop as a link between host and director, if it is one.
+    fn link(&self) -> Option<&LinkHop> {
+        None
+    }
 }

@@ -8,13 +8,14 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`hop`] | what is watched: a scheduler with the names of its devices |
-//! | [`link`] | either end of a fabric link as a hop |
+//! | [`link`] | either end of a session as a hop, with its links |
 //! | [`monitor`] | the one thread that samples and answers |
 //! | [`protocol`] | requests and answers of the control socket |
 //! | [`recording`] | a trace as a file |
 //! | [`client`] | the other end of the control socket |
 //!
-//! What is deliberately absent: how a scheduler decides (`qos`), and any way to change one.
+//! What is deliberately absent: how a scheduler decides (`qos`), and any way to change one. The one
+//! command, switchover, chooses among the links of a session; no rate or promise depends on it.
 #![forbid(unsafe_code)]
 
 pub mod client;

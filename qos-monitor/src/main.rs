@@ -1,10 +1,12 @@
-//! `orimono-qos`: asks a running `io-director` or `host-agent` why devices get what they get.
+//! `orimono-qos`: asks a running `io-director` or `host-agent` why devices get what they get, and by
+//! which links.
 //!
 //! Exit codes: 0 done, 1 refused or failed (also a replay that differs), 2 wrong usage.
 #![forbid(unsafe_code)]
 
 mod devices;
 mod explain;
+mod paths;
 mod record;
 mod sla;
 mod text;
@@ -58,6 +60,12 @@ enum Command {
     Sla,
     /// The devices by rate, live; q quits
     Top,
+    /// Each session between host and director, and the links it has
+    Paths,
+    /// When, why and for how long frames of these sessions went another way: the last 64 of each
+    PathChanges,
+    /// Has the frames of a session go by another of its links, both directions
+    Switchover(paths::Switchover),
 }
 
 /// Time on the command line.
@@ -92,6 +100,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         Command::Record(record) => record::record(&mut arguments.connect()?, record, json),
         Command::Replay(replay) => record::replay(replay, json),
         Command::Sla => sla::run(&mut arguments.connect()?, json),
+        Command::Paths => paths::paths(&mut arguments.connect()?, json),
+        Command::PathChanges => paths::changes(&mut arguments.connect()?, json),
+        Command::Switchover(wanted) => paths::switchover(&mut arguments.connect()?, wanted, json),
         Command::Top => {
             arguments.require_terminal();
             top::run(&mut arguments.connect()?)

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::connection::{Connection, Incoming};
 use crate::hop::Hop;
+use crate::link::LinkHop;
 use crate::protocol::{Answer, HopState, LastDecisions, REQUEST_BYTES_MAX, Request, TraceFollows};
 use crate::recording::Recording;
 use crate::sampler::Sampler;
@@ -313,6 +314,24 @@ impl Watch {
                 self.recorders.remove(&number);
                 taken
             }
+            Request::Paths {} => Ok(ok(&self.links().map(LinkHop::paths).collect::<Vec<_>>())),
+            Request::PathChanges {} => {
+                let changes = self.links().flat_map(LinkHop::path_changes);
+                Ok(ok(&changes.collect::<Vec<_>>()))
+            }
+            Request::Switchover { hop, link } => {
+                let found = self.links().find(|known| known.name() == hop);
+                let found = found.ok_or_else(|| {
+                    let known: Vec<_> = self.links().map(Hop::name).collect();
+                    format!(
+                        "no session is on a hop {hop:?}: those with sessions are {known:?}; a port \
+                        has none"
+                    )
+                })?;
+                found.switchover(link)?;
+                tracing::info!(hop, link, "operator has frames go by this link");
+                Ok(ok(&()))
+            }
         }
     }
 
@@ -333,6 +352,10 @@ impl Watch {
             }
         });
         states.collect()
+    }
+
+    fn links(&self) -> impl Iterator<Item = &LinkHop> {
+        self.sampler.hops().filter_map(|hop| hop.link())
     }
 
     fn find(&self, name: &str) -> Result<(usize, &Arc<dyn Hop>), String> {
@@ -359,7 +382,7 @@ fn no_trace(hop: &str) -> String {
     format!("{hop} has no trace of yours: none was begun, or its session ended; record again")
 }
 
-fn not_there(hop: &str) -> String {
+pub(crate) fn not_there(hop: &str) -> String {
     format!("{hop} has no session now; try again when its host is connected")
 }
 

@@ -9,6 +9,8 @@
 //! < {"ok":{"bytes":123456}}          followed by that many bytes, a recording
 //! > {"command":"state","of":1}
 //! < {"error":"..."}
+//! > {"command":"switchover","hop":"host1 uplink","link":2}
+//! < {"ok":null}
 //! ```
 //!
 //! Rates are bits per second, times nanoseconds. A trace belongs to the connection that began it
@@ -44,6 +46,20 @@ pub enum Request {
     TakeTrace {
         /// The hop's name.
         hop: String,
+    },
+    /// The session of each hop that is a fabric link, with the links it has: a list of
+    /// [`SessionPaths`].
+    Paths {},
+    /// When the frames of these sessions went another way: a list of [`PathChanged`], by hop, oldest
+    /// first; of each session that is up the last 64.
+    PathChanges {},
+    /// Has the frames of a session go by one of its links, both directions. The only command: the
+    /// answer is `null`, and comes before the change is through.
+    Switchover {
+        /// The hop's name.
+        hop: String,
+        /// The link's number.
+        link: u16,
     },
 }
 
@@ -89,6 +105,63 @@ pub struct LastDecisions {
     pub hop: HopSnapshot,
     /// Oldest first.
     pub decisions: Vec<Decision>,
+}
+
+/// A hop that is a fabric link, and the session on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionPaths {
+    /// The hop.
+    pub hop: String,
+    /// The session; `None` while none is up.
+    pub session: Option<SessionState>,
+}
+
+/// A session now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionState {
+    /// The host or director at the other end.
+    pub peer: String,
+    /// Its epoch, the same at both ends.
+    pub epoch: u16,
+    /// The version of the protocol.
+    pub version: u8,
+    /// The links that are up; none while it waits for one.
+    pub links: Vec<LinkState>,
+}
+
+/// One link of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkState {
+    /// Its number, the same at both ends.
+    pub link: u16,
+    /// Lower ones are used first.
+    pub priority: u8,
+    /// Whether it carries this end's frames.
+    pub carries: bool,
+    /// How long the last PING took; `None` until one is answered.
+    pub round_trip_nanos: Option<u64>,
+    /// Bytes of frames that this end sent by it.
+    pub sent_bytes: u64,
+    /// Bytes of frames that the peer has not acknowledged.
+    pub underway_bytes: u64,
+}
+
+/// Frames went another way than before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathChanged {
+    /// The hop.
+    pub hop: String,
+    /// How long ago.
+    pub age_nanos: u64,
+    /// The link that they went by.
+    pub from: u16,
+    /// The link that they go by.
+    pub to: u16,
+    /// Why, in words.
+    pub cause: String,
+    /// From the last sign of progress on the old link, if anything was underway, to the first on the
+    /// new one.
+    pub gap_nanos: u64,
 }
 
 /// The length of a recording that follows.

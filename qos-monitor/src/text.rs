@@ -90,26 +90,31 @@ pub(crate) fn choose<'a>(
     let Some(wanted) = wanted else {
         return Ok(states.iter().collect());
     };
-    if let Some(exact) = states.iter().find(|state| state.name == wanted) {
-        return Ok(vec![exact]);
+    let name = choose_one(states.iter().map(|state| state.name.as_str()), wanted)?;
+    Ok(states.iter().filter(|state| state.name == name).collect())
+}
+
+/// The name among `names` that `wanted` means, as for [`choose`].
+pub(crate) fn choose_one<'a>(
+    names: impl Iterator<Item = &'a str>,
+    wanted: &str,
+) -> Result<&'a str> {
+    let names: Vec<_> = names.collect();
+    if let Some(exact) = names.iter().find(|name| **name == wanted) {
+        return Ok(exact);
     }
-    let containing = states.iter().filter(|state| state.name.contains(wanted));
-    let containing: Vec<_> = containing.collect();
-    let names = |states: &mut dyn Iterator<Item = &HopState>| {
-        states
-            .map(|state| format!("{:?}", state.name))
-            .collect::<Vec<_>>()
-            .join(", ")
+    let containing = names.iter().filter(|name| name.contains(wanted));
+    let containing: Vec<_> = containing.copied().collect();
+    let list = |names: &[&str]| {
+        let quoted: Vec<_> = names.iter().map(|name| format!("{name:?}")).collect();
+        quoted.join(", ")
     };
     match containing.as_slice() {
-        [_] => Ok(containing),
-        [] => bail!(
-            "no hop is named {wanted:?}: there are {}",
-            names(&mut states.iter())
-        ),
+        [only] => Ok(only),
+        [] => bail!("no hop is named {wanted:?}: there are {}", list(&names)),
         several => bail!(
             "{wanted:?} may be any of {}: write more of the name",
-            names(&mut several.iter().copied())
+            list(several)
         ),
     }
 }

@@ -112,15 +112,14 @@ impl Search {
         Some(nonce)
     }
 
-    /// Takes an answer, unless it is to another question or of no use. True if what is chosen has
-    /// changed.
-    pub(super) fn handle_message(&mut self, now: Instant, message: &Message) -> bool {
+    /// Takes an answer, unless it is to another question or of no use.
+    pub(super) fn handle_message(&mut self, now: Instant, message: &Message) {
         let Some(question) = &mut self.question else {
-            return false;
+            return;
         };
         let wanted = self.wanted.as_ref().is_none_or(|it| *it == message.name);
         if message.kind != Kind::Offer || message.nonce != question.nonce || !wanted {
-            return false;
+            return;
         }
         let addresses = message.addresses.iter().filter_map(|text| usable(text));
         let found = Found {
@@ -129,18 +128,16 @@ impl Search {
             addresses: addresses.take(PATHS_MAX).collect(),
         };
         if found.addresses.is_empty() {
-            return false;
+            return;
         }
         let same = self.chosen.as_ref().is_some_and(|chosen| {
             (chosen.instance, &chosen.director) == (found.instance, &found.director)
         });
         if self.answers && !same {
             question.other.get_or_insert(found);
-            return false;
+            return;
         }
-        let changed = self.chosen.as_ref() != Some(&found);
         self.choose(now, found);
-        changed
     }
 
     /// A link to an address of the chosen director could not be made.
@@ -242,8 +239,9 @@ mod tests {
                 name: from.0.to_owned(),
                 addresses: addresses.iter().map(|it| (*it).to_owned()).collect(),
             };
-            let now = self.at(millis);
-            self.search.handle_message(now, &message)
+            let (now, before) = (self.at(millis), self.search.chosen().cloned());
+            self.search.handle_message(now, &message);
+            self.search.chosen() != before.as_ref()
         }
 
         fn chosen(&self) -> Option<(&str, u64)> {

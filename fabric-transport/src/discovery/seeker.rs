@@ -103,6 +103,7 @@ impl Shared {
         // Made for the first question, and anew after it failed: interfaces come and go.
         let mut socket: Option<UdpSocket> = None;
         let mut reported = false;
+        let mut known = None;
         while !self.stopped.load(Ordering::Acquire) {
             let due = self.lock().handle_timeout(Instant::now(), random());
             if let Some(nonce) = due {
@@ -116,7 +117,19 @@ impl Shared {
                     Err(_reported) => {}
                 }
             }
-            let until = self.lock().poll_timeout();
+            let (until, chosen) = {
+                let search = self.lock();
+                (search.poll_timeout(), search.chosen().cloned())
+            };
+            if known != chosen {
+                if let Some(found) = &chosen {
+                    let addresses: Vec<_> =
+                        found.addresses.iter().map(ToString::to_string).collect();
+                    let (director, addresses) = (&found.director, addresses.join(", "));
+                    tracing::info!(director, addresses, "director found");
+                }
+                known = chosen;
+            }
             let wait = until.saturating_duration_since(Instant::now());
             // Whole milliseconds, up: not early.
             let wait = u16::try_from(wait.as_millis() + 1).unwrap_or(u16::MAX);
@@ -136,13 +149,8 @@ impl Shared {
             {
                 tracing::error!(%error, "eventfd cannot be read");
             }
-            for (sender, message) in socket.iter().flat_map(|socket| received(socket).0) {
-                let mut search = self.lock();
-                if search.handle_message(Instant::now(), &message) {
-                    let addresses = search.chosen().map(|found| found.addresses.clone());
-                    let director = message.name;
-                    tracing::info!(director, %sender, ?addresses, "director found");
-                }
+            for (_, message) in socket.iter().flat_map(|socket| received(socket).0) {
+                self.lock().handle_message(Instant::now(), &message);
             }
         }
     }

@@ -1,8 +1,13 @@
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 
+use fabric_transport::Directory;
+use fabric_transport::endpoint::{Endpoint, EndpointConfig, NewPath};
+use fabric_transport::link::{Link, in_process_pair};
+use fabric_transport::session::{Established, Role};
 use qos::{
     Decision, DeviceHandle, DeviceRate, HopSnapshot, LinkBudget, MonotonicTime, Scheduler, Trace,
     VmRate,
@@ -362,4 +367,102 @@ fn device_that_stands_raises_the_alarm() {
     assert_eq!(report.promised.to_string(), "800M");
     assert!(report.report.violations >= 2);
     assert_eq!(report.report.achieved_min.unwrap(), qos::BitRate::ZERO);
+}
+
+/// A session over two links of this process, and nothing attached.
+struct TwoLinks {
+    host: Arc<Endpoint>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl TwoLinks {
+    fn new() -> Self {
+        struct Nobody;
+        impl Directory for Nobody {}
+        let (first, second) = (in_process_pair("first"), in_process_pair("second"));
+        let start = |role, name: &str, peer: &str, links: [Link; 2]| {
+            let config = EndpointConfig {
+                role,
+                session: fabric_transport::session::SessionConfig::new(name, 1),
+                budget: LinkBudget::new("link", "1G".parse().unwrap()),
+            };
+            let established = Established::without_handshake(peer, 7);
+            let [first, second] = links;
+            let directory = Arc::new(Nobody);
+            let first = NewPath::only(first);
+            let (endpoint, thread) =
+                Endpoint::start(config, established, first, directory, name).unwrap();
+            endpoint.add_path(NewPath {
+                path: 2,
+                priority: 1,
+                ..NewPath::only(second)
+            });
+            (endpoint, thread)
+        };
+        let (host, host_thread) = start(Role::Host, "host1", "d1", [first.0, second.0]);
+        let (_, director_thread) = start(Role::Director, "d1", "host1", [first.1, second.1]);
+        let threads = vec![host_thread, director_thread];
+        Self { host, threads }
+    }
+
+    fn end(self) {
+        self.host.close("test ends it");
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn links_are_listed_and_chosen_and_a_port_has_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control");
+    let session = TwoLinks::new();
+    let present = Arc::new(Mutex::new(Some(session.host.clone())));
+    let seen = present.clone();
+    let link = LinkHop::new("host1 uplink", HashMap::new(), move || {
+        seen.lock().unwrap().clone()
+    });
+    let port = Arc::new(Port::new("port"));
+    let monitor = Monitor::start(vec![port, Arc::new(link)], Some(&path)).unwrap();
+    let mut client = Client::connect(&path).unwrap();
+    let links = |client: &mut Client| {
+        let paths = client.paths().unwrap();
+        let [paths] = paths.as_slice() else {
+            panic!("one session: {paths:?}")
+        };
+        let session = paths.session.clone().unwrap();
+        let known = (session.peer.as_str(), session.epoch, session.version);
+        assert_eq!((paths.hop.as_str(), known), ("host1 uplink", ("d1", 7, 2)));
+        let links = session.links.iter();
+        let links = links.map(|link| (link.link, link.priority, link.carries));
+        links.collect::<Vec<_>>()
+    };
+    while links(&mut client).len() < 2 {}
+    assert_eq!(links(&mut client), [(1, 0, true), (2, 1, false)]);
+    let reason = refusal(client.switchover("host1 uplink", 3).unwrap_err());
+    assert_eq!(reason, "host1 uplink has no link 3: there are 1, 2");
+    let reason = refusal(client.switchover("port", 1).unwrap_err());
+    assert!(
+        reason.contains("\"port\": those with sessions are [\"host1 uplink\"]"),
+        "{reason}"
+    );
+    assert_eq!(client.path_changes().unwrap(), []);
+    client.switchover("host1 uplink", 2).unwrap();
+    while links(&mut client) != [(1, 0, false), (2, 1, true)] {}
+    let changes = client.path_changes().unwrap();
+    let [change] = changes.as_slice() else {
+        panic!("one change: {changes:?}")
+    };
+    assert_eq!(
+        (change.hop.as_str(), change.from, change.to),
+        ("host1 uplink", 1, 2)
+    );
+    assert_eq!(change.cause, "switched over by the operator");
+    present.lock().unwrap().take();
+    assert_eq!(client.paths().unwrap()[0].session, None);
+    let reason = refusal(client.switchover("host1 uplink", 1).unwrap_err());
+    assert!(reason.contains("no session now"), "{reason}");
+    drop(monitor);
+    session.end();
 }

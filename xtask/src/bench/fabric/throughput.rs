@@ -92,7 +92,7 @@ fn iperf(length: &str) -> Result<f64> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let port = port.to_string();
     let mut server = Command::new("iperf3")
-        .args(["-s", "-1", "-B", "127.0.0.1", "-p", &port])
+        .args(["-s", "-B", "127.0.0.1", "-p", &port])
         .stdout(Stdio::null())
         .spawn()
         .context("cannot run iperf3: cargo xtask setup installs it")?;
@@ -116,6 +116,7 @@ fn iperf(length: &str) -> Result<f64> {
             break output.stdout;
         }
     };
+    server.kill()?;
     server.wait()?;
     let report: Value = serde_json::from_slice(&report).context("iperf3 did not report")?;
     let rate = report.pointer("/end/sum_received/bits_per_second");
