@@ -480,9 +480,12 @@ fn join(shared: &Arc<Shared>, made: Made, session: u16, priority: usize) -> io::
         drop(state);
         forgotten.close("the director began a new session");
         state = shared.lock();
+        // Meanwhile no other link begins a session of its own.
+        state.greeting = true;
         while state.endpoint.is_some() && !state.stopped {
             state = shared.wait(state, RETRY_MAX);
         }
+        state.greeting = false;
         // The number is the new session's: the director knows it by that.
         state.session = session;
     }

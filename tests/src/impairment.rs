@@ -388,7 +388,9 @@ impl Proxy {
         }
         // Whoever comes first takes what a rate allows: each in its turn.
         if !kept.is_empty() {
-            kept.rotate_left(1);
+            // Not by one: two rounds a piece would give the same one all.
+            let first = fastrand::usize(..kept.len());
+            kept.rotate_left(first);
         }
         self.connections = kept;
     }

@@ -48,7 +48,7 @@ impl Site {
         } = file;
         let folder = self.folder.path().display();
         let mut text = format!(
-            "[director]\nname = \"{director}\"\nlisten = [{listen}]\n\
+            "insecure = true\n[director]\nname = \"{director}\"\nlisten = [{listen}]\n\
              discoverable = \"{GROUP_DEFAULT}\"\ndiscovery-interface = \"{interface}\"\n"
         );
         for host in *hosts {
@@ -79,7 +79,7 @@ impl Site {
             command.arg("--socket").arg(self.control(name));
             let output = command.args(["paths", "--json"]).output().unwrap();
             let paths: Value = serde_json::from_slice(&output.stdout).unwrap();
-            let links = paths[0]["session"]["links"].as_array();
+            let links = paths.pointer("/0/session/links").and_then(Value::as_array);
             if links.is_some_and(|links| links.len() == count) {
                 return;
             }

@@ -64,7 +64,7 @@ fn links(socket: &Path, ready: impl Fn(&[Value]) -> bool) -> Vec<Value> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let paths = ask(socket, &["paths"]);
-        let listed = paths[0]["session"]["links"].as_array();
+        let listed = paths.pointer("/0/session/links").and_then(Value::as_array);
         let mut links = listed.cloned().unwrap_or_default();
         links.sort_by_key(|link| link["priority"].as_u64());
         if ready(&links) {

@@ -97,7 +97,7 @@ fn iperf(length: &str) -> Result<f64> {
         .spawn()
         .context("cannot run iperf3: cargo xtask setup installs it")?;
     let end = Instant::now() + super::super::lanes::PATIENCE;
-    let report = loop {
+    let rate = loop {
         let output = Command::new("iperf3")
             .args([
                 "-c",
@@ -111,16 +111,19 @@ fn iperf(length: &str) -> Result<f64> {
                 "-J",
             ])
             .output()?;
-        // Until the server listens.
-        if output.status.success() || Instant::now() > end {
-            break output.stdout;
+        let report: Value = serde_json::from_slice(&output.stdout)?;
+        let rate = report.pointer("/end/sum_received/bits_per_second");
+        // Until the server listens, the report has an error in place of a rate.
+        if let Some(rate) = rate.and_then(Value::as_f64) {
+            break rate;
+        }
+        if Instant::now() > end {
+            server.kill()?;
+            anyhow::bail!("iperf3 has no rate: {report}");
         }
     };
     server.kill()?;
     server.wait()?;
-    let report: Value = serde_json::from_slice(&report).context("iperf3 did not report")?;
-    let rate = report.pointer("/end/sum_received/bits_per_second");
-    let rate = rate.and_then(Value::as_f64).context("iperf3 has no rate")?;
     Ok(rate / 1e9)
 }
 
