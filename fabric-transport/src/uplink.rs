@@ -482,7 +482,9 @@ fn join(shared: &Arc<Shared>, made: Made, session: u16, priority: usize) -> io::
         state = shared.lock();
         // Meanwhile no other link begins a session of its own.
         state.greeting = true;
-        while state.endpoint.is_some() && !state.stopped {
+        // Another link may take up the new one first.
+        let lasts = |it: &Arc<Endpoint>| Arc::ptr_eq(it, &forgotten);
+        while state.endpoint.as_ref().is_some_and(lasts) && !state.stopped {
             state = shared.wait(state, RETRY_MAX);
         }
         state.greeting = false;
