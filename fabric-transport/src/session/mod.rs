@@ -451,6 +451,7 @@ pub struct Session {
     preferred: Option<u16>,
     interruption: Option<Interruption>,
     interrupted_at: MonotonicTime,
+    lost_a_path: bool,
     /// Lost links whose frames must go out before any new one.
     replay_pending: usize,
     /// How long a link beside another may be silent. Longer after each loss: what goes out again
@@ -492,6 +493,7 @@ impl Session {
             preferred: None,
             interruption: None,
             interrupted_at: now,
+            lost_a_path: false,
             replay_pending: 0,
             patience: config.path_silence_min,
             silent_at: now,
@@ -1209,6 +1211,7 @@ impl Session {
             return;
         };
         let path = self.paths.remove(at);
+        self.lost_a_path = true;
         for frame in &path.underway {
             if let Some(lanes) = self.devices.get_mut(&frame.device)
                 && lanes.attachment == frame.attachment
@@ -1327,7 +1330,13 @@ impl Session {
             return None;
         }
         let path = self.path(best)?;
-        Some((best, path.up_at.saturating_add(self.config.hold_down)))
+        // Only a link that comes back has to prove itself: the links of a new session come in any order.
+        let hold_down = if self.lost_a_path {
+            self.config.hold_down
+        } else {
+            Duration::ZERO
+        };
+        Some((best, path.up_at.saturating_add(hold_down)))
     }
 
     /// The link for the next frame of a device.
