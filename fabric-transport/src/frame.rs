@@ -21,6 +21,8 @@
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::frame_pool;
+
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 32;
 /// Bytes of payload at most: 64 KiB of data and the headers of its payload format.
@@ -397,16 +399,32 @@ pub fn crc32c(parts: &[&[u8]]) -> u32 {
 }
 
 /// A frame under construction: room for the header, then the payload.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Its memory serves another frame when it is dropped.
+#[derive(Debug, PartialEq, Eq)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,
+}
+
+impl Drop for FrameBuffer {
+    fn drop(&mut self) {
+        frame_pool::give(std::mem::take(&mut self.bytes));
+    }
+}
+
+impl Clone for FrameBuffer {
+    fn clone(&self) -> Self {
+        let mut bytes = frame_pool::take(self.bytes.len());
+        bytes.extend_from_slice(&self.bytes);
+        Self { bytes }
+    }
 }
 
 impl FrameBuffer {
     /// An empty payload with room for `payload_bytes`.
     #[must_use]
     pub fn with_capacity(payload_bytes: usize) -> Self {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload_bytes);
+        let mut bytes = frame_pool::take(HEADER_BYTES + payload_bytes);
         bytes.resize(HEADER_BYTES, 0);
         Self { bytes }
     }
@@ -414,9 +432,9 @@ impl FrameBuffer {
     /// A payload of `payload_bytes` zeros, to be filled through [`Self::payload_mut`].
     #[must_use]
     pub fn zeroed(payload_bytes: usize) -> Self {
-        Self {
-            bytes: vec![0; HEADER_BYTES + payload_bytes],
-        }
+        let mut bytes = frame_pool::take(HEADER_BYTES + payload_bytes);
+        bytes.resize(HEADER_BYTES + payload_bytes, 0);
+        Self { bytes }
     }
 
     /// A copy of `payload`.

@@ -23,6 +23,7 @@ pub mod control;
 pub mod discovery;
 pub mod endpoint;
 pub mod frame;
+mod frame_pool;
 pub mod link;
 pub mod session;
 pub mod standby;

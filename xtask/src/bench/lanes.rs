@@ -1,14 +1,17 @@
 //! Two endpoints joined by a link of any kind, and devices that only count.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fabric_transport::endpoint::{DeviceGrant, Endpoint, NewPath};
-use fabric_transport::link::{Link, LinkAddress, LinkOptions, Listener, connect};
+use fabric_transport::link::{
+    Link, LinkAddress, LinkOptions, Listener, TlsConfig, TlsFiles, connect,
+};
 use fabric_transport::session::{Established, Role, SessionConfig};
 use fabric_transport::{
     DeviceId, Directory, EndpointConfig, FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused,
@@ -21,94 +24,119 @@ static PAYLOAD: [u8; 68 * 1024] = [0x5a; 68 * 1024];
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Credit of a device: 1 MiB underway.
-const WINDOW_BLOCKS: u32 = 16 * 1024;
+/// Credit of all devices together, in blocks of 64 bytes: 16 MiB underway.
+const WINDOWS_BLOCKS: u32 = 256 * 1024;
+/// And of one: 16 KiB to 1 MiB.
+const WINDOW_BLOCKS: (u32, u32) = (256, 16 * 1024);
 
 /// A device of the sending end.
 #[derive(Default)]
 pub(super) struct Sender {
-    told: AtomicU64,
-    /// Of all senders of a run.
-    waker: Arc<(Mutex<()>, Condvar)>,
-    state: Mutex<(Option<LaneSet>, u64)>,
+    /// How many of them there are.
+    devices: usize,
+    feed: Mutex<Option<Feed>>,
+    state: Mutex<SenderState>,
     changed: Condvar,
 }
 
-impl Sender {
-    fn change(&self, change: impl FnOnce(&mut (Option<LaneSet>, u64))) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.notify_all();
-    }
+/// What a sender sends whenever its lane has room.
+struct Feed {
+    payload_bytes: usize,
+    /// What the lane refused last.
+    frames: Vec<(VirtualLane, FrameBuffer)>,
+}
 
-    fn wait(&self, ready: impl Fn(&(Option<LaneSet>, u64)) -> bool) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while !ready(&state) {
-            let waited = self.changed.wait_timeout(state, PATIENCE);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+#[derive(Default)]
+struct SenderState {
+    lanes: Option<LaneSet>,
+    /// How often it was told that it may go on.
+    writable: u64,
+    /// A thread waits for a change: to wake nobody is a system call too.
+    waits: bool,
+}
+
+impl Sender {
+    fn change(&self, change: impl FnOnce(&mut SenderState)) {
+        let mut state = self.state();
+        change(&mut state);
+        if std::mem::take(&mut state.waits) {
+            self.changed.notify_all();
         }
     }
 
-    /// How often each sender was told that it has room.
-    pub(super) fn rooms(senders: &[Arc<Self>]) -> u64 {
-        senders
-            .iter()
-            .map(|sender| sender.told.load(Ordering::SeqCst))
-            .sum()
+    fn state(&self) -> MutexGuard<'_, SenderState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until one of them is told so again.
-    pub(super) fn wait_room(senders: &[Arc<Self>], before: u64) {
-        let Some(waker) = senders.first().map(|sender| &sender.waker) else {
+    /// False if it never is.
+    fn wait(&self, ready: impl Fn(&SenderState) -> bool) -> bool {
+        let waited = self
+            .changed
+            .wait_timeout_while(self.state(), PATIENCE, |state| {
+                state.waits = !ready(state);
+                state.waits
+            });
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// From now on sends frames of so many bytes whenever its lane has room, or no more. On the
+    /// thread that makes the room: two processors are for the two ends.
+    pub(super) fn feed(&self, payload_bytes: Option<usize>) {
+        let feed = payload_bytes.map(|payload_bytes| Feed {
+            payload_bytes,
+            frames: Vec::new(),
+        });
+        *self.feed.lock().unwrap_or_else(PoisonError::into_inner) = feed;
+        self.fill();
+    }
+
+    fn fill(&self) {
+        let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Feed {
+            payload_bytes,
+            frames,
+        }) = feed.as_mut()
+        else {
             return;
         };
-        let mut guard = waker.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let patience = Duration::from_millis(50);
-        while Self::rooms(senders) == before {
-            let (next, timeout) = waker
-                .1
-                .wait_timeout(guard, patience)
-                .unwrap_or_else(PoisonError::into_inner);
-            guard = next;
-            if timeout.timed_out() {
-                return;
+        let Some(lanes) = self.lanes() else { return };
+        let payload = PAYLOAD.get(..*payload_bytes).unwrap_or_default();
+        loop {
+            while frames.len() < batch(*payload_bytes, self.devices) {
+                // Copied, as a ring's thread copies it from guest memory.
+                let frame = FrameBuffer::from_payload(payload);
+                frames.push((VirtualLane::Network, frame));
+            }
+            if lanes.queue(frames).is_err() {
+                break;
             }
         }
+        drop(feed);
+        lanes.flush();
     }
 
-    /// Queues one batch, if the lane takes it; returns the lanes, to be flushed.
-    pub(super) fn queue_batch(&self, payload_bytes: usize) -> Option<LaneSet> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let lanes = state.0.clone()?;
-        drop(state);
-        // Copied, as a ring's thread copies it from guest memory.
-        let payload = PAYLOAD.get(..payload_bytes).unwrap_or_default();
-        let frame = || (VirtualLane::Network, FrameBuffer::from_payload(payload));
-        let mut frames = std::iter::repeat_with(frame)
-            .take(batch(payload_bytes))
-            .collect();
-        lanes.queue(&mut frames).ok().map(|()| lanes)
+    fn lanes(&self) -> Option<LaneSet> {
+        self.state().lanes.clone()
     }
 
     /// Sends frames of `payload_bytes` on `lane` as fast as they are taken, until `stop`.
     pub(super) fn saturate(&self, lane: VirtualLane, payload_bytes: usize, stop: &AtomicBool) {
-        self.wait(|(lanes, _)| lanes.is_some());
-        let lanes = self
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-            .clone();
-        let Some(lanes) = lanes else { return };
+        if !self.wait(|state| state.lanes.is_some()) {
+            return;
+        }
+        let Some(lanes) = self.lanes() else { return };
         let mut frames = Vec::new();
         while !stop.load(Ordering::Relaxed) {
-            while frames.len() < batch(payload_bytes) {
+            while frames.len() < batch(payload_bytes, self.devices) {
                 frames.push((lane, FrameBuffer::zeroed(payload_bytes)));
             }
-            let writable = self.state.lock().unwrap_or_else(PoisonError::into_inner).1;
+            let writable = self.state().writable;
             match lanes.try_send(&mut frames) {
                 Ok(()) => {}
                 Err(SendRefused::Blocked) => {
-                    self.wait(|(lanes, now)| *now != writable || lanes.is_none())
+                    // One that waits long is offered its frames again.
+                    let _in_time =
+                        self.wait(|state| state.writable != writable || state.lanes.is_none());
                 }
                 Err(SendRefused::Down | SendRefused::TooLarge) => return,
             }
@@ -116,32 +144,40 @@ impl Sender {
     }
 }
 
-/// Frames that a ring's thread would take at once.
-fn batch(payload_bytes: usize) -> usize {
-    (64 * 1024 / payload_bytes).clamp(1, 32)
+/// Credit of one of `devices`, in blocks.
+fn window_blocks(devices: usize) -> u32 {
+    let devices = u32::try_from(devices).unwrap_or(u32::MAX).max(1);
+    (WINDOWS_BLOCKS / devices).clamp(WINDOW_BLOCKS.0, WINDOW_BLOCKS.1)
+}
+
+/// Frames that the ring's thread of one of `devices` takes at once: a quarter of its credit.
+fn batch(payload_bytes: usize, devices: usize) -> usize {
+    let bytes = usize::try_from(window_blocks(devices) * 64 / 4).unwrap_or(usize::MAX);
+    (bytes / payload_bytes).clamp(1, 32)
 }
 
 impl LaneClient for Sender {
     fn up(&self, lanes: LaneSet) {
-        self.change(|state| state.0 = Some(lanes));
+        self.change(|state| state.lanes = Some(lanes));
+        self.fill();
     }
     fn receive(&self, _: VirtualLane, _: &[u8]) -> Receipt {
         Receipt::Consumed
     }
     fn writable(&self) {
-        self.change(|state| state.1 += 1);
-        self.told.fetch_add(1, Ordering::SeqCst);
-        drop(self.waker.0.lock());
-        self.waker.1.notify_all();
+        self.change(|state| state.writable += 1);
+        self.fill();
     }
     fn down(&self, _: u16) {
-        self.change(|state| state.0 = None);
+        self.change(|state| state.lanes = None);
     }
 }
 
 /// A device of the receiving end.
 #[derive(Default)]
 pub(super) struct Counter {
+    /// It reads nothing: its buffers stay taken.
+    stalled: AtomicBool,
     /// Frame bytes that arrived, headers included.
     pub(super) bytes: AtomicU64,
 }
@@ -151,6 +187,9 @@ impl LaneClient for Counter {
     fn receive(&self, _: VirtualLane, payload: &[u8]) -> Receipt {
         let bytes = fabric_transport::frame::HEADER_BYTES + payload.len();
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if self.stalled.load(Ordering::Relaxed) {
+            return Receipt::Held;
+        }
         Receipt::Consumed
     }
     fn writable(&self) {}
@@ -161,11 +200,12 @@ struct Fixed(HashMap<DeviceId, DeviceGrant>);
 
 impl Fixed {
     /// Devices from 1 on.
-    fn new(clients: impl Iterator<Item = (Arc<dyn LaneClient>, DeviceRate)>) -> Self {
+    fn new(clients: impl ExactSizeIterator<Item = (Arc<dyn LaneClient>, DeviceRate)>) -> Self {
+        let window = window_blocks(clients.len());
         let grants = clients.map(|(client, rate)| DeviceGrant {
             vm: None,
             rate,
-            windows: [0, 0, WINDOW_BLOCKS, WINDOW_BLOCKS],
+            windows: [0, 0, window, window],
             client,
         });
         Self((1..).map(DeviceId).zip(grants).collect())
@@ -231,10 +271,9 @@ pub(super) struct SendingEnd {
 impl SendingEnd {
     /// Devices 1 to n, each with one of `rates`, on a link of `budget`.
     pub(super) fn start(link: Link, budget: &LinkBudget, rates: &[DeviceRate]) -> Result<Self> {
-        let waker: Arc<(Mutex<()>, Condvar)> = Arc::default();
         let sender = || {
             Arc::new(Sender {
-                waker: waker.clone(),
+                devices: rates.len(),
                 ..Sender::default()
             })
         };
@@ -258,8 +297,10 @@ impl ReceivingEnd {
     /// Devices 1 to `devices`.
     pub(super) fn start(link: Link, budget: &LinkBudget, devices: usize) -> Result<Self> {
         let counters: Vec<_> = (0..devices).map(|_| Arc::new(Counter::default())).collect();
-        let clients = counters.iter().map(|counter| counter.clone() as _);
-        let devices = Fixed::new(clients.zip(std::iter::repeat(DeviceRate::best_effort())));
+        let clients = counters
+            .iter()
+            .map(|counter| (counter.clone() as _, DeviceRate::best_effort()));
+        let devices = Fixed::new(clients);
         Ok(Self {
             counters,
             _end: End::start(Role::Director, budget, link, devices)?,
@@ -272,6 +313,8 @@ impl ReceivingEnd {
 pub(super) enum LinkKind {
     /// Loopback TCP, with or without CRC32C.
     Tcp { checksummed: bool },
+    /// TLS 1.3 with certificates at both ends, on loopback TCP.
+    Tls,
     /// Shared memory.
     SharedMemory,
 }
@@ -282,9 +325,13 @@ impl LinkKind {
         let folder = tempfile::tempdir()?;
         let address = match self {
             Self::Tcp { .. } => "tcp:127.0.0.1:0".parse()?,
+            Self::Tls => "tls:127.0.0.1:0".parse()?,
             Self::SharedMemory => LinkAddress::SharedMemory(folder.path().join("link")),
         };
-        let options = LinkOptions::default();
+        let options = match self {
+            Self::Tls => certified(folder.path())?,
+            _ => LinkOptions::default(),
+        };
         let listener = Listener::bind(&address, &options)?;
         let mut near = connect(&listener.address()?, PATIENCE, &options)?;
         let mut far = listener.accept()?.context("no connection arrived")?;
@@ -293,6 +340,21 @@ impl LinkKind {
         }
         Ok((near, far))
     }
+}
+
+/// What both ends of a TLS link show, from a CA in `folder`.
+fn certified(folder: &Path) -> Result<LinkOptions> {
+    pki::init(folder)?;
+    pki::issue(folder, &pki::Order::new("bench", 1))?;
+    let config = TlsConfig::load(TlsFiles {
+        ca: folder.join("ca.pem"),
+        cert: folder.join("bench.pem"),
+        key: folder.join("bench.key"),
+    })?;
+    Ok(LinkOptions {
+        tls: Some(Arc::new(config)),
+        ..LinkOptions::default()
+    })
 }
 
 /// Both ends in this process.
@@ -322,6 +384,32 @@ impl Lanes {
 
     pub(super) fn senders(&self) -> &[Arc<Sender>] {
         &self.sending.senders
+    }
+
+    /// Waits until every device is attached.
+    ///
+    /// # Errors
+    /// One is not.
+    pub(super) fn wait_up(&self) -> Result<()> {
+        for sender in self.senders() {
+            anyhow::ensure!(
+                sender.wait(|state| state.lanes.is_some()),
+                "a device is not up"
+            );
+        }
+        Ok(())
+    }
+
+    /// From now on the last device reads nothing.
+    pub(super) fn stall_the_last(&self) {
+        if let Some(counter) = self.receiving.counters.last() {
+            counter.stalled.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes that arrived so far.
+    pub(super) fn bytes_total(&self) -> u64 {
+        self.bytes().iter().sum()
     }
 
     /// Bytes that arrived so far, by device.

@@ -49,9 +49,14 @@ enum Name {
     QosGuest,
     /// A guest without receive buffers and a LUN that answers after 5 s: what the others notice
     SlowConsumer,
-    /// Lanes, credits, scheduler and CRC32C on every kind of link, next to the bare links: rates,
-    /// round trips, thousands of devices and hosts
+    /// Everything about lanes, links and sessions: the three that follow
     Fabric,
+    /// Frames a second and their processor time on every kind of link, next to the bare links
+    FabricThroughput,
+    /// Round trips, and a reader beside a flood
+    FabricLatency,
+    /// Thousands of devices and hosts at one director
+    FabricScale,
     /// Links that close and fall silent under a guest at work: how long nothing gets through
     Failover,
 }
@@ -72,7 +77,26 @@ impl Name {
             Self::QosStorage => &[qos_storage::measure],
             Self::QosGuest => &[qos_guest::measure],
             Self::SlowConsumer => &[slow_consumer::measure],
-            Self::Fabric => &[fabric::measure],
+            Self::Fabric => &[
+                fabric::lanes,
+                fabric::beside_iperf,
+                fabric::shared_memory,
+                fabric::tls,
+                fabric::many_devices,
+                fabric::cost_of_a_frame,
+                fabric::latency,
+                fabric::scale,
+            ],
+            Self::FabricThroughput => &[
+                fabric::lanes,
+                fabric::beside_iperf,
+                fabric::shared_memory,
+                fabric::tls,
+                fabric::many_devices,
+                fabric::cost_of_a_frame,
+            ],
+            Self::FabricLatency => &[fabric::latency],
+            Self::FabricScale => &[fabric::scale],
             Self::Failover => &[fabric::failover],
         }
     }

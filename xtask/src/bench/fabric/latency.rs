@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -24,7 +24,7 @@ const PAYLOAD_BYTES: usize = 32;
 const BUSY_POLL: Duration = Duration::from_micros(50);
 const TCP: LinkKind = LinkKind::Tcp { checksummed: true };
 
-pub(super) fn measure() -> Result<Vec<Figure>> {
+pub(in super::super) fn measure() -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let best = |measure: &dyn Fn() -> Result<f64>| -> Result<f64> {
         (0..ROUNDS).try_fold(f64::INFINITY, |best, _| Ok(f64::min(best, measure()?)))
@@ -70,57 +70,72 @@ fn percentile_99(mut samples: Vec<f64>) -> f64 {
     samples.get(at).copied().unwrap_or(f64::NAN)
 }
 
-/// What a client does with a frame: answers with so many bytes, or hands over to whoever waits.
-enum Answer {
-    Bytes(usize),
-    Arrived,
+/// What a client does with a frame.
+enum Part {
+    /// Answers with so many bytes.
+    Answer(usize),
+    /// Asks with so many bytes, and again as soon as the answer has come, until it has timed
+    /// [`ROUND_TRIPS`]. On the session's thread: another one that spins or sleeps beside it would
+    /// be measured too.
+    Ask(usize),
+    /// Nothing.
+    Take,
+}
+
+#[derive(Default)]
+struct Game {
+    lanes: Option<LaneSet>,
+    asked: Option<Instant>,
+    microseconds: Vec<f64>,
 }
 
 /// A device of either end.
 struct Player {
-    answer: Answer,
-    state: Mutex<(Option<LaneSet>, u64)>,
+    part: Part,
+    game: Mutex<Game>,
     changed: Condvar,
 }
 
 impl Player {
-    fn new(answer: Answer) -> Arc<Self> {
+    fn new(part: Part) -> Arc<Self> {
         Arc::new(Self {
-            answer,
-            state: Mutex::default(),
+            part,
+            game: Mutex::default(),
             changed: Condvar::new(),
         })
     }
 
-    fn change(&self, change: impl FnOnce(&mut (Option<LaneSet>, u64))) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.notify_all();
+    fn game(&self) -> MutexGuard<'_, Game> {
+        self.game.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self, ready: impl Fn(&Game) -> bool) -> Result<MutexGuard<'_, Game>> {
+        let waited = self
+            .changed
+            .wait_timeout_while(self.game(), PATIENCE, |game| !ready(game));
+        let (game, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        anyhow::ensure!(!timeout.timed_out(), "nothing came from the other end");
+        Ok(game)
     }
 
     fn lanes(&self) -> Result<LaneSet> {
-        let end = Instant::now() + PATIENCE;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while state.0.is_none() && Instant::now() < end {
-            let waited = self.changed.wait_timeout(state, PATIENCE);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state.0.clone().context("device did not come up")
+        let game = self.wait(|game| game.lanes.is_some())?;
+        game.lanes.clone().context("device did not come up")
     }
 
-    fn arrived(&self) -> u64 {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).1
+    /// Microseconds of each round trip.
+    fn round_trips(&self) -> Result<Vec<f64>> {
+        let lanes = self.lanes()?;
+        self.ask(&lanes);
+        let mut game = self.wait(|game| game.microseconds.len() >= ROUND_TRIPS)?;
+        Ok(std::mem::take(&mut game.microseconds))
     }
 
-    /// Sends a frame and waits for one, spinning: what wakes a guest is not measured.
-    fn round_trip(&self, lanes: &LaneSet, payload_bytes: usize) -> Result<f64> {
-        let before = self.arrived();
-        let started = Instant::now();
-        send(lanes, payload_bytes);
-        while self.arrived() == before {
-            anyhow::ensure!(started.elapsed() < PATIENCE, "no answer came");
-            std::hint::spin_loop();
+    fn ask(&self, lanes: &LaneSet) {
+        if let Part::Ask(bytes) = self.part {
+            self.game().asked = Some(Instant::now());
+            send(lanes, bytes);
         }
-        Ok(started.elapsed().as_secs_f64() * 1e6)
     }
 }
 
@@ -134,29 +149,28 @@ fn send(lanes: &LaneSet, payload_bytes: usize) {
 
 impl LaneClient for Player {
     fn up(&self, lanes: LaneSet) {
-        self.change(|state| state.0 = Some(lanes));
+        self.game().lanes = Some(lanes);
+        self.changed.notify_all();
     }
     fn receive(&self, _: VirtualLane, _: &[u8]) -> Receipt {
-        match self.answer {
-            Answer::Bytes(bytes) => {
-                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                let lanes = state.0.clone();
-                drop(state);
-                if let Some(lanes) = lanes {
-                    send(&lanes, bytes);
-                }
-            }
-            Answer::Arrived => {
-                self.state.lock().unwrap_or_else(PoisonError::into_inner).1 += 1;
-            }
+        let mut game = self.game();
+        if let Some(asked) = game.asked.take() {
+            game.microseconds.push(asked.elapsed().as_secs_f64() * 1e6);
+        }
+        let over = game.microseconds.len() >= ROUND_TRIPS;
+        let lanes = game.lanes.clone();
+        drop(game);
+        match (&self.part, lanes) {
+            (Part::Answer(bytes), Some(lanes)) => send(&lanes, *bytes),
+            (Part::Ask(_), Some(lanes)) if !over => self.ask(&lanes),
+            (Part::Ask(_), _) => self.changed.notify_all(),
+            _ => {}
         }
         Receipt::Consumed
     }
-    fn writable(&self) {
-        self.changed.notify_all();
-    }
+    fn writable(&self) {}
     fn down(&self, _: u16) {
-        self.change(|state| state.0 = None);
+        self.game().lanes = None;
     }
 }
 
@@ -234,16 +248,14 @@ impl Drop for Session {
 /// Median microseconds of a round trip through both stacks.
 fn round_trip(kind: LinkKind, busy_poll: Duration) -> Result<f64> {
     let (host, director) = (
-        Player::new(Answer::Arrived),
-        Player::new(Answer::Bytes(PAYLOAD_BYTES)),
+        Player::new(Part::Ask(PAYLOAD_BYTES)),
+        Player::new(Part::Answer(PAYLOAD_BYTES)),
     );
     let free = DeviceRate::best_effort();
     let ends = [vec![(host.clone(), free)], vec![(director, free)]];
     let rate = BitRate::from_bits_per_second(400_000_000_000);
     let _session = Session::start(kind, rate, busy_poll, ends)?;
-    let lanes = host.lanes()?;
-    let trips = (0..ROUND_TRIPS).map(|_| host.round_trip(&lanes, PAYLOAD_BYTES));
-    Ok(median(trips.collect::<Result<_>>()?))
+    Ok(median(host.round_trips()?))
 }
 
 /// Median microseconds of 64 bytes there and back over plain TCP, both ends spinning or sleeping.
@@ -294,22 +306,18 @@ fn bare_tcp(spin: bool) -> Result<f64> {
 /// 4 KiB reads of a device with a reservation on 1 Gb/s, alone and beside a device that floods the
 /// same direction with frames of 64 KiB.
 fn reader_beside_a_flood() -> Result<Figure> {
-    const READS: usize = 2_000;
     let rate: BitRate = "1G".parse()?;
     let reserved = DeviceRate::new("100M".parse()?, None)?;
     let p99 = |flooded: bool| -> Result<f64> {
-        let (reader, disk) = (
-            Player::new(Answer::Arrived),
-            Player::new(Answer::Bytes(4096)),
-        );
-        let (sink, flood) = (Player::new(Answer::Arrived), Player::new(Answer::Arrived));
+        let (reader, disk) = (Player::new(Part::Ask(64)), Player::new(Part::Answer(4096)));
+        let (sink, flood) = (Player::new(Part::Take), Player::new(Part::Take));
         let free = DeviceRate::best_effort();
         let ends = [
             vec![(reader.clone(), reserved), (sink, free)],
             vec![(disk, reserved), (flood.clone(), free)],
         ];
         let _session = Session::start(TCP, rate, Duration::ZERO, ends)?;
-        let (lanes, flood_lanes) = (reader.lanes()?, flood.lanes()?);
+        let flood_lanes = flood.lanes()?;
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let stop = &stop;
@@ -321,8 +329,7 @@ fn reader_beside_a_flood() -> Result<Figure> {
                     }
                 });
             }
-            let reads = (0..READS).map(|_| reader.round_trip(&lanes, 64));
-            let reads = reads.collect::<Result<Vec<_>>>();
+            let reads = reader.round_trips();
             stop.store(true, Ordering::Relaxed);
             Ok(percentile_99(reads?))
         })

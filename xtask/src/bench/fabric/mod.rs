@@ -5,16 +5,9 @@ mod latency;
 mod scale;
 mod throughput;
 
-use anyhow::Result;
-
 pub(super) use failover::measure as failover;
-pub(super) use throughput::record;
-
-use super::Figure;
-
-pub(super) fn measure() -> Result<Vec<Figure>> {
-    let mut figures = throughput::measure()?;
-    figures.extend(latency::measure()?);
-    figures.extend(scale::measure()?);
-    Ok(figures)
-}
+pub(super) use latency::measure as latency;
+pub(super) use scale::measure as scale;
+pub(super) use throughput::{
+    beside_iperf, cost_of_a_frame, lanes, many_devices, record, shared_memory, tls,
+};

@@ -16,12 +16,91 @@ use orimono_tests::fabric::{RawPeer, RawStream};
 use qos::{DeviceRate, LinkBudget};
 
 use super::super::Figure;
+use super::super::lanes::{Lanes, LinkKind};
 
 const HOSTS: u32 = 1_000;
 const DEVICES_EACH: u32 = 4;
 const WINDOWS: Windows = [64, 64, 1024, 1024];
 
-pub(super) fn measure() -> Result<Vec<Figure>> {
+pub(in super::super) fn measure() -> Result<Vec<Figure>> {
+    let mut figures = many_hosts()?;
+    figures.push(idle_devices()?);
+    figures.push(one_stalled()?);
+    Ok(figures)
+}
+
+/// F5: what a device that does nothing adds to the memory of both ends.
+fn idle_devices() -> Result<Figure> {
+    // Both make the schedulers' calendars their largest, 2 MiB each, whoever is in them.
+    const DEVICES: [usize; 2] = [1_000, 4_000];
+    let budget = LinkBudget::new("bench link", "400G".parse()?);
+    let resident = |devices: usize| -> Result<f64> {
+        let rates = vec![DeviceRate::best_effort(); devices];
+        let before = resident_kib()?;
+        let lanes = Lanes::start(LinkKind::SharedMemory, &budget, &rates)?;
+        lanes.wait_up()?;
+        Ok(resident_kib()? as f64 - before as f64)
+    };
+    let [few, many] = DEVICES;
+    // The memory of the last run may serve this one: the first counts.
+    let (most, least) = (resident(many)?, resident(few)?);
+    Ok(Figure {
+        bench: "fabric",
+        case: format!("F5 memory of one of {many} idle devices, both ends"),
+        value: (most - least.max(0.0)) / (many - few) as f64,
+        unit: "KiB",
+        // A KiB for each end and direction.
+        reference: 4.0,
+        goal: (0.0, 1.0),
+    })
+}
+
+/// A device that reads nothing beside 100 that do, and the 100 alone.
+fn one_stalled() -> Result<Figure> {
+    const OTHERS: usize = 100;
+    const ROUNDS: usize = 5;
+    const SETTLE: Duration = Duration::from_millis(200);
+    const SLICE: Duration = Duration::from_millis(800);
+    let budget = LinkBudget::new("bench link", "4G".parse()?);
+    let rate = |stalled: bool| -> Result<f64> {
+        let rates = vec![DeviceRate::best_effort(); OTHERS + usize::from(stalled)];
+        let lanes = Lanes::start(LinkKind::Tcp { checksummed: true }, &budget, &rates)?;
+        if stalled {
+            lanes.stall_the_last();
+        }
+        for sender in lanes.senders() {
+            sender.feed(Some(1_500));
+        }
+        std::thread::sleep(SETTLE);
+        let of_others = || lanes.bytes().iter().take(OTHERS).sum::<u64>();
+        let (before, started) = (of_others(), Instant::now());
+        std::thread::sleep(SLICE);
+        let bytes = of_others() - before;
+        for sender in lanes.senders() {
+            sender.feed(None);
+        }
+        Ok(bytes as f64 * 8.0 / 1e9 / started.elapsed().as_secs_f64())
+    };
+    let mut pairs = Vec::new();
+    for _ in 0..ROUNDS {
+        pairs.push((rate(true)?, rate(false)?));
+    }
+    let median = |of: fn(&(f64, f64)) -> f64| {
+        let mut values: Vec<_> = pairs.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(ROUNDS / 2).copied().unwrap_or(f64::NAN)
+    };
+    Ok(Figure {
+        bench: "fabric",
+        case: format!("{OTHERS} devices beside one that reads nothing"),
+        value: median(|pair| pair.0),
+        unit: "Gb/s",
+        reference: median(|pair| pair.1),
+        goal: (0.98, f64::INFINITY),
+    })
+}
+
+fn many_hosts() -> Result<Vec<Figure>> {
     let folder = tempfile::tempdir()?;
     let address = LinkAddress::Unix(folder.path().join("fabric"));
     let before = resident_kib()?;
@@ -73,8 +152,8 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
             case: format!("memory of an idle session with {DEVICES_EACH} devices"),
             value: resident / f64::from(HOSTS),
             unit: "KiB",
-            // A stack that is used, tables, and the first pages of a receive buffer.
-            reference: 128.0,
+            // A stack that is used, the calendars of a scheduler, tables and a receive buffer.
+            reference: 256.0,
             goal: (0.0, 1.0),
         },
     ])

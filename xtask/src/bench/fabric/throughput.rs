@@ -1,4 +1,4 @@
-//! Frames a second of the whole stack beside vectored writes and bare links: F1, F2, F3, F5, F11.
+//! Frames a second of the whole stack beside vectored writes and bare links: F1, F2, F3, F5, F6, F11.
 
 use std::io::{IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fabric_transport::DeviceId;
-use fabric_transport::frame::{FrameBuffer, FrameHeader, FrameKind, VirtualLane};
+use fabric_transport::frame::{FrameBuffer, FrameHeader, FrameKind, HEADER_BYTES, VirtualLane};
 use fabric_transport::link::{Filled, SendQueue};
 use nix::sys::resource::{UsageWho, getrusage};
 use qos::{BitRate, DeviceRate, LinkBudget};
 use serde_json::Value;
 
 use super::super::Figure;
-use super::super::lanes::{Lanes, LinkKind, Sender};
+use super::super::lanes::{Lanes, LinkKind};
 
 const SLICE: Duration = Duration::from_millis(400);
 const ROUNDS: usize = 7;
@@ -28,31 +28,26 @@ const RECORD_ROUNDS: usize = 12;
 const RECORD_GOAL: f64 = 0.97;
 /// Payload bytes, and the part of plain writes to hold without and with CRC32C (F1).
 const SIZES: [(usize, f64, f64); 2] = [(1_500, 0.80, 0.70), (4_096, 0.85, 0.80)];
+/// Frames that plain writes write, one after the other.
+const PLAIN_FRAMES: usize = 2_048;
 const TCP: LinkKind = LinkKind::Tcp { checksummed: true };
 const TCP_UNCHECKED: LinkKind = LinkKind::Tcp { checksummed: false };
 
-pub(super) fn measure() -> Result<Vec<Figure>> {
+/// F1: next to plain writes of the same frames.
+pub(in super::super) fn lanes() -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (payload_bytes, unchecked_goal, goal) in SIZES {
         let (mut unchecked, mut checked) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let plain = plain_writes(payload_bytes)?;
-            unchecked.push((lanes(TCP_UNCHECKED, DEVICES, payload_bytes, true)?, plain));
-            checked.push((lanes(TCP, DEVICES, payload_bytes, true)?, plain));
+            unchecked.push((rate(TCP_UNCHECKED, DEVICES, payload_bytes, true)?, plain));
+            checked.push((rate(TCP, DEVICES, payload_bytes, true)?, plain));
         }
         let case = |what| format!("F1 TCP{what}, {DEVICES} devices, {payload_bytes} B");
-        figures.push(figure(
-            "fabric",
-            case(", no CRC"),
-            &unchecked,
-            unchecked_goal,
-        ));
+        let unchecked_case = case(", no CRC");
+        figures.push(figure("fabric", unchecked_case, &unchecked, unchecked_goal));
         figures.push(figure("fabric", case(""), &checked, goal));
     }
-    figures.extend(beside_iperf()?);
-    figures.push(shared_memory()?);
-    figures.push(many_devices()?);
-    figures.push(cpu_of_a_frame()?);
     Ok(figures)
 }
 
@@ -61,15 +56,15 @@ pub(in super::super) fn record() -> Result<Vec<Figure>> {
     let (payload_bytes, ..) = SIZES[0];
     let mut pairs = Vec::new();
     for _ in 0..RECORD_ROUNDS {
-        let off = lanes(TCP, DEVICES_FEW, payload_bytes, false)?;
-        pairs.push((lanes(TCP, DEVICES_FEW, payload_bytes, true)?, off));
+        let off = rate(TCP, DEVICES_FEW, payload_bytes, false)?;
+        pairs.push((rate(TCP, DEVICES_FEW, payload_bytes, true)?, off));
     }
     let case = "link at full rate, record on".to_owned();
     Ok(vec![figure("qos-link", case, &pairs, RECORD_GOAL)])
 }
 
 /// F2: next to iperf3 on the same loopback.
-fn beside_iperf() -> Result<Vec<Figure>> {
+pub(in super::super) fn beside_iperf() -> Result<Vec<Figure>> {
     const CASES: [(&str, usize, &str, f64); 3] = [
         ("F2 1500 B frames, iperf3 -l 128K", 1_500, "128K", 0.9),
         ("F2 1500 B frames, iperf3 -l 1500", 1_500, "1500", 5.0),
@@ -80,7 +75,7 @@ fn beside_iperf() -> Result<Vec<Figure>> {
         let mut pairs = Vec::new();
         for _ in 0..ROUNDS {
             let iperf = iperf(length)?;
-            pairs.push((lanes(TCP, DEVICES_FEW, payload_bytes, true)?, iperf));
+            pairs.push((rate(TCP, DEVICES_FEW, payload_bytes, true)?, iperf));
         }
         figures.push(figure("fabric", case.to_owned(), &pairs, goal));
     }
@@ -128,44 +123,53 @@ fn iperf(length: &str) -> Result<f64> {
 }
 
 /// F3: the whole stack beside the bare ring.
-fn shared_memory() -> Result<Figure> {
+pub(in super::super) fn shared_memory() -> Result<Vec<Figure>> {
     let mut pairs = Vec::new();
     for _ in 0..ROUNDS {
         let bare = bare_link(LinkKind::SharedMemory, 1_500)?;
-        pairs.push((lanes(LinkKind::SharedMemory, DEVICES, 1_500, true)?, bare));
+        pairs.push((rate(LinkKind::SharedMemory, DEVICES, 1_500, true)?, bare));
     }
     let case = format!("F3 shared memory, {DEVICES} devices, 1500 B");
-    Ok(figure("fabric", case, &pairs, 0.6))
+    Ok(vec![figure("fabric", case, &pairs, 0.6)])
 }
 
 /// F5: a session that is full beside one with a few devices.
-fn many_devices() -> Result<Figure> {
+pub(in super::super) fn many_devices() -> Result<Vec<Figure>> {
     let mut pairs = Vec::new();
     for _ in 0..ROUNDS {
-        let few = lanes(TCP, DEVICES_FEW, 1_500, true)?;
-        pairs.push((lanes(TCP, DEVICES_MANY, 1_500, true)?, few));
+        let few = rate(TCP, DEVICES_FEW, 1_500, true)?;
+        pairs.push((rate(TCP, DEVICES_MANY, 1_500, true)?, few));
     }
     let case = format!("F5 {DEVICES_MANY} devices beside {DEVICES_FEW}, 1500 B");
-    Ok(figure("fabric", case, &pairs, 0.95))
+    Ok(vec![figure("fabric", case, &pairs, 0.95)])
+}
+
+/// F6: TLS 1.3 beside plain TCP, which has no CRC32C then either.
+pub(in super::super) fn tls() -> Result<Vec<Figure>> {
+    let mut pairs = Vec::new();
+    for _ in 0..ROUNDS {
+        let plain = rate(TCP_UNCHECKED, DEVICES_FEW, 1_500, true)?;
+        pairs.push((rate(LinkKind::Tls, DEVICES_FEW, 1_500, true)?, plain));
+    }
+    let case = "F6 TLS 1.3 beside TCP without CRC, 1500 B".to_owned();
+    Ok(vec![figure("fabric", case, &pairs, 0.5)])
 }
 
 /// F11: processor time of both ends together for a frame of 1500 B with CRC32C.
-fn cpu_of_a_frame() -> Result<Figure> {
+pub(in super::super) fn cost_of_a_frame() -> Result<Vec<Figure>> {
     let mut best = f64::INFINITY;
     for _ in 0..ROUNDS {
-        let before = cpu_nanos()?;
-        let (bytes, _) = run_lanes(TCP, DEVICES, 1_500, true)?;
-        let frames = bytes as f64 / 1_532.0;
-        best = best.min((cpu_nanos()? - before) / frames);
+        let run = run_lanes(TCP, DEVICES, 1_500, true)?;
+        best = best.min(run.cpu_nanos / run.frames);
     }
-    Ok(Figure {
+    Ok(vec![Figure {
         bench: "fabric",
         case: "F11 processor time of a 1500 B frame, both ends".to_owned(),
         value: best,
         unit: "ns",
         reference: 1_250.0,
         goal: (0.0, 1.0),
-    })
+    }])
 }
 
 fn cpu_nanos() -> Result<f64> {
@@ -199,7 +203,7 @@ fn bare_link(kind: LinkKind, payload_bytes: usize) -> Result<f64> {
         scope.spawn(move || {
             while let Ok(filled) = far.receiver.fill() {
                 let frames = far.receiver.frames().map_or(0, |frames| frames.len());
-                let read = frames * (payload_bytes + 32);
+                let read = frames * (HEADER_BYTES + payload_bytes);
                 bytes.fetch_add(read as u64, Ordering::Relaxed);
                 let ended = filled == Filled::End || stop_reading.load(Ordering::Relaxed);
                 if ended {
@@ -241,55 +245,49 @@ fn figure(bench: &'static str, case: String, pairs: &[(f64, f64)], goal: f64) ->
     }
 }
 
-/// Gb/s of frame bytes through two endpoints, with the record of decisions on or off.
-fn lanes(kind: LinkKind, devices: usize, payload_bytes: usize, record: bool) -> Result<f64> {
-    run_lanes(kind, devices, payload_bytes, record).map(|(_, rate)| rate)
+/// What a run of two endpoints came to once it had settled.
+struct Run {
+    frames: f64,
+    /// Gb/s of frame bytes.
+    rate: f64,
+    /// Of the whole process.
+    cpu_nanos: f64,
 }
 
-/// All bytes of a run, and its rate once it had settled.
-fn run_lanes(
-    kind: LinkKind,
-    devices: usize,
-    payload_bytes: usize,
-    record: bool,
-) -> Result<(u64, f64)> {
+/// Gb/s of frame bytes through two endpoints, with the record of decisions on or off.
+fn rate(kind: LinkKind, devices: usize, payload_bytes: usize, record: bool) -> Result<f64> {
+    run_lanes(kind, devices, payload_bytes, record).map(|run| run.rate)
+}
+
+fn run_lanes(kind: LinkKind, devices: usize, payload_bytes: usize, record: bool) -> Result<Run> {
     let budget = LinkBudget::new("bench link", BitRate::from_bits_per_second(400_000_000_000));
     let rates = vec![DeviceRate::best_effort(); devices];
     let lanes = Lanes::start(kind, &budget, &rates)?;
     lanes.set_recording(record);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        // One thread feeds all, as one ring's thread would: two cores are for the two ends.
-        let (senders, feeding) = (lanes.senders(), &stop);
-        let feed = std::thread::Builder::new().name("bench-feed".to_owned());
-        feed.spawn_scoped(scope, move || {
-            while !feeding.load(Ordering::Relaxed) {
-                let room = Sender::rooms(senders);
-                let mut queued = None;
-                for sender in senders {
-                    queued = sender.queue_batch(payload_bytes).or(queued);
-                }
-                // All share one link: whoever flushes, flushes for all.
-                match queued {
-                    Some(lanes) => lanes.flush(),
-                    // As a ring's thread does: it sleeps until a lane has room again.
-                    None => Sender::wait_room(senders, room),
-                }
-            }
-        })?;
-        std::thread::sleep(SLICE / 4);
-        let (before, started) = (lanes.bytes().iter().sum::<u64>(), Instant::now());
-        std::thread::sleep(SLICE);
-        let bytes = lanes.bytes().iter().sum::<u64>() - before;
-        let rate = gigabits(bytes, started.elapsed());
-        stop.store(true, Ordering::Relaxed);
-        Ok((lanes.bytes().iter().sum(), rate))
-    })
+    for sender in lanes.senders() {
+        sender.feed(Some(payload_bytes));
+    }
+    std::thread::sleep(SLICE / 4);
+    let started = Instant::now();
+    let before = (lanes.bytes_total(), cpu_nanos()?);
+    std::thread::sleep(SLICE);
+    let bytes = lanes.bytes_total() - before.0;
+    let run = Run {
+        frames: bytes as f64 / (HEADER_BYTES + payload_bytes) as f64,
+        rate: gigabits(bytes, started.elapsed()),
+        cpu_nanos: cpu_nanos()? - before.1,
+    };
+    for sender in lanes.senders() {
+        sender.feed(None);
+    }
+    Ok(run)
 }
 
-/// Gb/s of vectored writes of up to 64 frames of the same size, read by one thread.
+/// Gb/s of vectored writes of up to 64 frames of the same size, read by one thread. Each frame has
+/// memory of its own, as many as a socket's buffer holds: frames are not written twice.
 fn plain_writes(payload_bytes: usize) -> Result<f64> {
-    let frame = vec![0; fabric_transport::frame::HEADER_BYTES + payload_bytes];
+    let frame_bytes = HEADER_BYTES + payload_bytes;
+    let frames = vec![0; frame_bytes * PLAIN_FRAMES];
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let mut near = TcpStream::connect(listener.local_addr()?)?;
     near.set_nodelay(true)?;
@@ -305,8 +303,12 @@ fn plain_writes(payload_bytes: usize) -> Result<f64> {
         });
         let stop = &stop;
         scope.spawn(move || {
-            let batch = [IoSlice::new(&frame); 64];
-            while !stop.load(Ordering::Relaxed) && near.write_vectored(&batch).is_ok() {}
+            let frames: Vec<_> = frames.chunks(frame_bytes).map(IoSlice::new).collect();
+            let mut batches = frames.chunks(64).cycle();
+            while !stop.load(Ordering::Relaxed)
+                && let Some(batch) = batches.next()
+                && near.write_vectored(batch).is_ok()
+            {}
         });
         std::thread::sleep(SLICE / 4);
         let (before, started) = (bytes.load(Ordering::Relaxed), Instant::now());
