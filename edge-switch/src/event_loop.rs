@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fabric_transport::acceptor::GREETINGS_MAX;
 use fabric_transport::endpoint::{now, session_config};
@@ -15,6 +15,7 @@ use fabric_transport::link::{
     Filled, Link, LinkAddress, LinkOptions, Listener, SendQueue, connect,
 };
 use fabric_transport::session::{Greeting, PATHS_MAX, ProtocolError, greeting, refusal};
+use fabric_transport::told::{Told, place};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -101,6 +102,8 @@ pub(crate) struct EventLoop {
     connecting: usize,
     /// An outage is reported once.
     outage: bool,
+    /// Why host links were turned away.
+    told: Told,
 }
 
 impl EventLoop {
@@ -131,6 +134,7 @@ impl EventLoop {
             count: 0,
             connecting: 0,
             outage: false,
+            told: Told::default(),
             shared,
         })
     }
@@ -281,6 +285,16 @@ impl EventLoop {
         }
     }
 
+    /// Each reason once; the peer tries on.
+    fn report(&mut self, link: &Link, reason: &str) {
+        let link = &link.peer;
+        if self.told.is_news(Instant::now(), place(link), reason) {
+            tracing::warn!(link, reason, "host link is turned away");
+        } else {
+            tracing::debug!(link, reason, "host link is turned away again");
+        }
+    }
+
     /// Tells the peer why its link is closed; one that does not take it is closed without.
     fn turn_away(&self, mut link: Link, reason: &str) {
         self.unwatch(&link);
@@ -308,8 +322,10 @@ impl EventLoop {
                     }
                 }
                 Err(reason) => {
-                    tracing::debug!(link = silent.link.peer, reason, "link is turned away");
-                    self.refuse_silent(place, &reason);
+                    if let Some(silent) = self.silent.get_mut(place).and_then(Option::take) {
+                        self.report(&silent.link, &reason);
+                        self.turn_away(silent.link, &reason);
+                    }
                 }
             }
         }
@@ -317,9 +333,13 @@ impl EventLoop {
 
     /// Gives a link that greeted a port, and begins to make the one to the director.
     fn admit(&mut self, link: Link, greeting: &Greeting) {
-        if let Err((link, reason)) = self.give_port(link, greeting) {
-            tracing::warn!(host = greeting.host, reason, "host link is turned away");
-            self.turn_away(link, &reason);
+        let whom = place(&link.peer).to_owned();
+        match self.give_port(link, greeting) {
+            Ok(()) => self.told.forget(&whom),
+            Err((link, reason)) => {
+                self.report(&link, &reason);
+                self.turn_away(link, &reason);
+            }
         }
     }
 

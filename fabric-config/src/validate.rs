@@ -242,7 +242,9 @@ impl Validator<'_> {
             return Ok(None);
         };
         let meeting = self.meeting(object, group, interface)?;
-        let is_file = |address: &LinkAddress| matches!(address, LinkAddress::Unix(_));
+        let is_file = |address: &LinkAddress| {
+            matches!(address, LinkAddress::Unix(_) | LinkAddress::SharedMemory(_))
+        };
         let offers = !listen.iter().all(is_file);
         self.require(object, group, offers, || Problem::NothingToOffer)?;
         Ok(Some(meeting))

@@ -22,6 +22,7 @@ use crate::session::{
     CloseReason, Established, Greeting, PATHS_MAX, PathCause, Role, SessionConfig, SessionState,
     greeting, refusal, welcome,
 };
+use crate::told::{Told, place};
 
 /// Links that have not greeted yet at most. One more ends the oldest of them, so that silent
 /// connections cannot keep a host out.
@@ -70,6 +71,8 @@ struct Shared {
     listeners: Mutex<Vec<Listener>>,
     arrived: Mutex<Vec<Link>>,
     stop: Mutex<bool>,
+    /// Why links were turned away.
+    told: Mutex<Told>,
     wake: EventFd,
 }
 
@@ -107,6 +110,7 @@ impl Acceptor {
             listeners: Mutex::default(),
             arrived: Mutex::default(),
             stop: Mutex::default(),
+            told: Mutex::default(),
             wake,
         });
         let worker = shared.clone();
@@ -181,6 +185,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    /// Tells the peer why its link is closed; one that does not take it is closed without.
+    fn turn_away(&self, link: &mut Link, reason: &str) {
+        self.report(link, reason);
+        let mut queue = SendQueue::default();
+        let words: FrameBuffer = refusal(reason, link.checksummed);
+        queue.push(words, false);
+        if let Err(error) = link.sender.send(&mut queue) {
+            tracing::debug!(link = link.peer, %error, "peer was not told why its link is closed");
+        }
+    }
+
+    fn report(&self, link: &Link, reason: &str) {
+        let link = &link.peer;
+        if lock(&self.told).is_news(Instant::now(), place(link), reason) {
+            tracing::warn!(link, reason, "link is turned away");
+        } else {
+            tracing::debug!(link, reason, "link is turned away again");
+        }
+    }
+
     fn receive(&self, link: Link) {
         lock(&self.arrived).push(link);
         ring(&self.wake);
@@ -223,6 +247,7 @@ impl Shared {
             priority: greeting.priority,
             handled: 1,
         };
+        lock(&self.told).forget(place(&link.peer));
         let mut hosts = lock(&self.hosts);
         let mut epoch = 0;
         if let Some(known) = hosts.get_mut(&greeting.host) {
@@ -315,7 +340,7 @@ fn accept_loop(shared: &Arc<Shared>) {
         silent.retain_mut(|waiting| {
             let late = waiting.since.elapsed() >= patience;
             if late {
-                turn_away(&mut waiting.link, "no greeting in time");
+                shared.turn_away(&mut waiting.link, "no greeting in time");
             }
             !late
         });
@@ -382,7 +407,7 @@ fn greet(shared: &Arc<Shared>, silent: &mut Vec<Silent>, link: Link) {
         && let Some(at) = (0..silent.len()).min_by_key(|at| silent.get(*at).map(|it| it.since))
     {
         let mut oldest = silent.swap_remove(at);
-        turn_away(&mut oldest.link, "too many connections have not greeted");
+        shared.turn_away(&mut oldest.link, "too many connections have not greeted");
     }
     let since = Instant::now();
     read_greeting(shared, silent, Silent { link, since });
@@ -398,7 +423,7 @@ fn read_greeting(shared: &Arc<Shared>, silent: &mut Vec<Silent>, mut waiting: Si
             }
             Ok(Filled::End) => return,
             Err(error) => {
-                tracing::debug!(link = waiting.link.peer, %error, "link ended before it greeted");
+                shared.report(&waiting.link, &error.to_string());
                 return;
             }
             Ok(Filled::Some) => {}
@@ -425,18 +450,7 @@ fn read_greeting(shared: &Arc<Shared>, silent: &mut Vec<Silent>, mut waiting: Si
         },
         Err(error) => error.to_string(),
     };
-    turn_away(&mut waiting.link, &refused);
-}
-
-/// Tells the peer why its link is closed; one that does not take it is closed without.
-fn turn_away(link: &mut Link, reason: &str) {
-    tracing::warn!(link = link.peer, reason, "link is turned away");
-    let mut queue = SendQueue::default();
-    let words: FrameBuffer = refusal(reason, link.checksummed);
-    queue.push(words, false);
-    if let Err(error) = link.sender.send(&mut queue) {
-        tracing::debug!(link = link.peer, %error, "peer was not told why its link is closed");
-    }
+    shared.turn_away(&mut waiting.link, &refused);
 }
 
 /// Whether `epoch` came after `other` (serial numbers, RFC 1982: within half of the circle).

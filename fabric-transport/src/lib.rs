@@ -9,6 +9,7 @@
 //! - [`session`]: who may send what, when. Core: no socket, no clock, no thread.
 //! - [`link`]: moves whole frames; knows only their length.
 //! - [`endpoint`]: one end of a session with its links, its scheduler and its thread.
+//! - [`told`]: what was reported, so that it is not again.
 //! - [`uplink`] and [`acceptor`]: keep sessions up, from the host's and the director's side.
 //! - [`standby`]: two directors for one host.
 //! - [`discovery`]: how a host finds its director.
@@ -27,6 +28,7 @@ mod frame_pool;
 pub mod link;
 pub mod session;
 pub mod standby;
+pub mod told;
 pub mod uplink;
 
 pub use endpoint::{Directory, EndpointConfig, LaneClient, LaneSet, Receipt, SendRefused};

@@ -26,6 +26,7 @@ use crate::session::{
     CloseReason, Established, PATHS_MAX, PathCause, ProtocolError, Role, SessionConfig,
     SessionState, hello, welcomed,
 };
+use crate::told::Told;
 
 /// The first pause before a lost director is tried again; it doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -119,8 +120,8 @@ struct State {
     greeting: bool,
     /// Devices that the director refused, with its reason.
     refused: Vec<(DeviceId, String)>,
-    /// Links whose failure was logged: an outage is reported once.
-    reported: [bool; PATHS_MAX],
+    /// Why links could not be made: each reason is reported once.
+    told: Told,
 }
 
 struct Shared {
@@ -378,11 +379,11 @@ fn run(shared: &Arc<Shared>, connector: &dyn Connector, priority: usize) {
         state = shared.lock();
         was_made = joined.is_ok();
         if let Err(error) = joined {
-            if let Some(reported) = state.reported.get_mut(priority)
-                && !std::mem::replace(reported, true)
-            {
-                let target = connector.target();
-                tracing::warn!(target, %error, "director cannot be reached, trying on");
+            let (target, whom, error) = (connector.target(), whom(priority), error.to_string());
+            if state.told.is_news(Instant::now(), &whom, &error) {
+                tracing::warn!(target, error, "director cannot be reached, trying on");
+            } else {
+                tracing::debug!(target, error, "director cannot be reached yet");
             }
             state = shared.pause(state, &mut pause);
         }
@@ -510,8 +511,12 @@ fn join(shared: &Arc<Shared>, made: Made, session: u16, priority: usize) -> io::
     if let Some(slot) = state.paths.get_mut(priority) {
         *slot = Some(path);
     }
-    state.reported = [false; PATHS_MAX];
+    state.told.forget(&whom(priority));
     Ok(())
+}
+
+fn whom(priority: usize) -> String {
+    format!("link {priority}")
 }
 
 struct HostDirectory(Arc<Shared>);

@@ -256,18 +256,19 @@ fn host_connectors(
 ) -> Result<(Connectors, Option<Director>)> {
     match &host.uplink {
         fabric_config::Uplink::Discovered { meeting, director } => {
+            let links = lab.links.options_for_any(&host.name);
+            let mut links = links
+                .with_context(|| format!("certificate of host {} cannot be used", host.name))?;
+            links.director.clone_from(director);
             let seeker = Seeker::start(SeekerConfig {
                 meeting: *meeting,
                 host: host.name.clone(),
                 instance,
                 director: director.clone(),
+                links,
             });
             let seeker = seeker.context("discovery cannot be started")?;
-            let options = lab.links.options_for_any(&host.name);
-            let mut options = options
-                .with_context(|| format!("certificate of host {} cannot be used", host.name))?;
-            options.director.clone_from(director);
-            Ok((seeker::connectors(&Arc::new(seeker), &options), None))
+            Ok((seeker::connectors(&Arc::new(seeker)), None))
         }
         fabric_config::Uplink::Director(addresses) => {
             let mut options = link_options(lab, host, addresses)?;

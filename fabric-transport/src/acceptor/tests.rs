@@ -1,9 +1,12 @@
 //! A director's acceptor and the uplinks of its hosts, over real sockets.
 
 use super::*;
+use crate::discovery::responder::{Responder, ResponderConfig};
+use crate::discovery::seeker::{self, Seeker, SeekerConfig};
 use crate::endpoint::{DeviceGrant, LaneClient, LaneSet, Receipt, SendRefused, session_config};
-use crate::frame::{DeviceId, VirtualLane};
-use crate::uplink::{Uplink, UplinkConfig, UplinkDevice, connectors};
+use crate::frame::{DeviceId, FrameKind, VirtualLane};
+use crate::link::{TlsLab, connect};
+use crate::uplink::{Connector, Uplink, UplinkConfig, UplinkDevice, connectors};
 use proptest::prelude::*;
 use qos::DeviceRate;
 use std::io::Read;
@@ -65,6 +68,10 @@ impl Admission for OneHost {
             Err(format!("no host is named {host}"))
         }
     }
+
+    fn may_carry(&self, certified: &str, host: &str) -> bool {
+        certified == host || (certified == "switch1" && host == "host1")
+    }
 }
 
 fn budget() -> LinkBudget {
@@ -89,6 +96,10 @@ fn acceptor(address: &LinkAddress, client: &Arc<Reporter>) -> (Acceptor, LinkAdd
 }
 
 fn uplink(host: &str, addresses: &[LinkAddress], client: &Arc<Reporter>) -> Uplink {
+    uplink_by(host, connectors(addresses, &LinkOptions::default()), client)
+}
+
+fn uplink_by(host: &str, connectors: Vec<Box<dyn Connector>>, client: &Arc<Reporter>) -> Uplink {
     let config = UplinkConfig {
         session: session_config(host),
         budget: budget(),
@@ -98,12 +109,88 @@ fn uplink(host: &str, addresses: &[LinkAddress], client: &Arc<Reporter>) -> Upli
         generation: 0,
         grant: grant(client.clone()),
     };
-    Uplink::start(
-        config,
-        connectors(addresses, &LinkOptions::default()),
-        vec![device],
-    )
-    .unwrap()
+    Uplink::start(config, connectors, vec![device]).unwrap()
+}
+
+/// An acceptor on TLS with the certificate of director1.
+fn tls_acceptor(lab: &TlsLab, client: &Arc<Reporter>) -> (Acceptor, LinkAddress) {
+    let (acceptor, _) = acceptor(&"tcp:127.0.0.1:0".parse().unwrap(), client);
+    let address = "tls:127.0.0.1:0".parse().unwrap();
+    let address = acceptor.listen(&address, &lab.options("director1"));
+    (acceptor, address.unwrap())
+}
+
+/// What the director says to whoever shows the certificate of `certified` and greets as `host`.
+fn answer(lab: &TlsLab, address: &LinkAddress, certified: &str, host: &str) -> (FrameKind, String) {
+    let mut link = connect(address, PATIENCE, &lab.options(certified)).unwrap();
+    let mut queue = SendQueue::default();
+    let hello = crate::session::hello(&session_config(host), 0, 0, link.checksummed);
+    queue.push(hello, false);
+    let deadline = Instant::now() + PATIENCE;
+    while link.receiver.frames().unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "no answer");
+        link.sender.send(&mut queue).unwrap();
+        link.receiver.fill().unwrap();
+    }
+    let frames = link.receiver.frames().unwrap();
+    let (header, payload) = FrameHeader::parse(frames[0], link.checksummed).unwrap();
+    (header.kind, String::from_utf8_lossy(payload).into_owned())
+}
+
+#[test]
+fn p14_a_certificate_lets_in_whoever_it_names_and_an_edge_switch_its_hosts() {
+    let lab = TlsLab::new();
+    for name in ["host2", "switch1", "switch2"] {
+        lab.issue(name, 30);
+    }
+    let (_acceptor, address) = tls_acceptor(&lab, &Reporter::new().0);
+    for (certified, host) in [("host1", "host1"), ("switch1", "host1")] {
+        let (kind, words) = answer(&lab, &address, certified, host);
+        assert_eq!(kind, FrameKind::Welcome, "{certified} as {host}: {words}");
+    }
+    for (certified, host) in [
+        ("host2", "host1"),
+        ("host1", "host2"),
+        ("switch1", "host2"),
+        ("switch1", "switch2"),
+        ("switch2", "host1"),
+        ("director1", "host1"),
+    ] {
+        let (kind, words) = answer(&lab, &address, certified, host);
+        assert_eq!(kind, FrameKind::Close, "{certified} as {host}");
+        let expected = format!("the certificate is that of {certified}, not of {host}");
+        assert!(words.contains(&expected), "{words}");
+    }
+}
+
+#[test]
+fn host_finds_its_director_and_greets_it_over_tls() {
+    let lab = TlsLab::new();
+    let (acceptor, address) = tls_acceptor(&lab, &Reporter::new().0);
+    let meeting = crate::discovery::tests::meeting();
+    let plain = "tcp:127.0.0.1:1".parse().unwrap();
+    let responder = ResponderConfig {
+        meeting,
+        director: "director1".to_owned(),
+        instance: 7,
+        // The plain one first: it is not taken, though it is better.
+        addresses: vec![plain, address],
+    };
+    let _responder = Responder::start(responder, Box::new(|_| true)).unwrap();
+    let seeker = SeekerConfig {
+        meeting,
+        host: "host1".to_owned(),
+        instance: 9,
+        director: Some("director1".to_owned()),
+        links: lab.options("host1"),
+    };
+    let seeker = Arc::new(Seeker::start(seeker).unwrap());
+    let (client, seen) = Reporter::new();
+    let uplink = uplink_by("host1", seeker::connectors(&seeker), &client);
+    assert!(uplink.wait_active(PATIENCE));
+    assert!(matches!(seen.recv_timeout(PATIENCE), Ok(Seen::Up(_))));
+    assert_eq!(seeker.addresses().len(), 1);
+    assert!(acceptor.endpoint("host1").is_some());
 }
 
 #[test]

@@ -100,4 +100,4 @@ fn received(socket: &UdpSocket) -> (Vec<(std::net::SocketAddr, Message)>, bool) 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

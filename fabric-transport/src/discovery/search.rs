@@ -15,8 +15,9 @@
 use std::time::{Duration, Instant};
 
 use super::message::{Kind, Message};
-use crate::link::LinkAddress;
+use crate::link::{LinkAddress, LinkOptions, LinkRefused};
 use crate::session::PATHS_MAX;
+use crate::told::Told;
 
 /// Until the next question after an answer.
 const PAUSE_FOUND: Duration = Duration::from_secs(20);
@@ -52,6 +53,10 @@ struct Question {
 pub(super) struct Search {
     /// The only director that is wanted, if there is one.
     wanted: Option<String>,
+    /// Which addresses are taken.
+    links: LinkOptions,
+    /// What was refused, by the director that offered it.
+    refused: Told,
     chosen: Option<Found>,
     /// The chosen one answered the last question.
     answers: bool,
@@ -62,9 +67,11 @@ pub(super) struct Search {
 }
 
 impl Search {
-    pub(super) fn new(wanted: Option<String>, now: Instant) -> Self {
+    pub(super) fn new(wanted: Option<String>, links: LinkOptions, now: Instant) -> Self {
         Self {
             wanted,
+            links,
+            refused: Told::default(),
             chosen: None,
             answers: false,
             question: None,
@@ -112,32 +119,49 @@ impl Search {
         Some(nonce)
     }
 
-    /// Takes an answer, unless it is to another question or of no use.
-    pub(super) fn handle_message(&mut self, now: Instant, message: &Message) {
+    /// Takes an answer, unless it is to another question or of no use. Gives back which of its
+    /// addresses are refused for the first time.
+    pub(super) fn handle_message(&mut self, now: Instant, message: &Message) -> Vec<LinkRefused> {
+        let mut refusals = Vec::new();
         let Some(question) = &mut self.question else {
-            return;
+            return refusals;
         };
         let wanted = self.wanted.as_ref().is_none_or(|it| *it == message.name);
         if message.kind != Kind::Offer || message.nonce != question.nonce || !wanted {
-            return;
+            return refusals;
         }
-        let addresses = message.addresses.iter().filter_map(|text| usable(text));
+        let mut addresses = Vec::new();
+        for address in message.addresses.iter().filter_map(|text| usable(text)) {
+            match self.links.check_discovered(&address) {
+                Ok(()) => addresses.push(address),
+                Err(refusal) => refusals.push(refusal),
+            }
+        }
+        addresses.truncate(PATHS_MAX);
+        let refused = &mut self.refused;
+        refusals.retain(|it| refused.is_news(now, &message.name, &it.to_string()));
+        if addresses.is_empty() {
+            return refusals;
+        }
         let found = Found {
             director: message.name.clone(),
             instance: message.instance,
-            addresses: addresses.take(PATHS_MAX).collect(),
+            addresses,
         };
-        if found.addresses.is_empty() {
-            return;
-        }
         let same = self.chosen.as_ref().is_some_and(|chosen| {
             (chosen.instance, &chosen.director) == (found.instance, &found.director)
         });
         if self.answers && !same {
             question.other.get_or_insert(found);
-            return;
+        } else {
+            self.choose(now, found);
         }
-        self.choose(now, found);
+        refusals
+    }
+
+    /// Whether something was offered that may not be used.
+    pub(super) fn has_refused(&self) -> bool {
+        !self.refused.is_empty()
     }
 
     /// A link to an address of the chosen director could not be made.
@@ -174,23 +198,23 @@ impl Search {
     }
 }
 
-/// An address that a host may be told to connect to by anybody: of another machine or this one, but
-/// no file of it.
+/// An address that there can be.
 fn usable(text: &str) -> Option<LinkAddress> {
     let address: LinkAddress = text.parse().ok()?;
-    match &address {
+    let usable = match &address {
         LinkAddress::Tcp(socket) | LinkAddress::Tls(socket) => {
             let ip = socket.ip();
-            let one_machine = !ip.is_unspecified() && !ip.is_multicast() && socket.port() != 0;
-            one_machine.then_some(address)
+            !ip.is_unspecified() && !ip.is_multicast() && socket.port() != 0
         }
-        LinkAddress::Unix(_) | LinkAddress::SharedMemory(_) => None,
-    }
+        LinkAddress::Unix(_) | LinkAddress::SharedMemory(_) => true,
+    };
+    usable.then_some(address)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::TlsLab;
 
     struct Host {
         search: Search,
@@ -199,9 +223,18 @@ mod tests {
     }
 
     impl Host {
+        /// One on a network where plain TCP is wanted.
         fn new(wanted: Option<&str>) -> Self {
+            let insecure = LinkOptions {
+                insecure: true,
+                ..LinkOptions::default()
+            };
+            Self::with(wanted, insecure)
+        }
+
+        fn with(wanted: Option<&str>, links: LinkOptions) -> Self {
             let start = Instant::now();
-            let search = Search::new(wanted.map(str::to_owned), start);
+            let search = Search::new(wanted.map(str::to_owned), links, start);
             Self {
                 search,
                 start,
@@ -232,6 +265,19 @@ mod tests {
             from: (&str, u64),
             addresses: &[&str],
         ) -> bool {
+            let before = self.search.chosen().cloned();
+            self.refusals(millis, nonce, from, addresses);
+            self.search.chosen() != before.as_ref()
+        }
+
+        /// The same; the refusals that are new.
+        fn refusals(
+            &mut self,
+            millis: u64,
+            nonce: u64,
+            from: (&str, u64),
+            addresses: &[&str],
+        ) -> Vec<String> {
             let message = Message {
                 kind: Kind::Offer,
                 nonce,
@@ -239,9 +285,9 @@ mod tests {
                 name: from.0.to_owned(),
                 addresses: addresses.iter().map(|it| (*it).to_owned()).collect(),
             };
-            let (now, before) = (self.at(millis), self.search.chosen().cloned());
-            self.search.handle_message(now, &message);
-            self.search.chosen() != before.as_ref()
+            let now = self.at(millis);
+            let refusals = self.search.handle_message(now, &message);
+            refusals.iter().map(ToString::to_string).collect()
         }
 
         fn chosen(&self) -> Option<(&str, u64)> {
@@ -383,5 +429,47 @@ mod tests {
         let chosen = host.search.chosen().unwrap();
         assert_eq!(chosen.addresses.len(), PATHS_MAX);
         assert_eq!(chosen.addresses[0].to_string(), addresses[0]);
+    }
+
+    #[test]
+    fn p14_with_a_certificate_nothing_but_tls_is_taken_and_each_refusal_is_told_once() {
+        let lab = TlsLab::new();
+        for insecure in [false, true] {
+            let links = LinkOptions {
+                insecure,
+                ..lab.options("host1")
+            };
+            let mut host = Host::with(None, links);
+            let (_, nonce) = host.next();
+            let plain = ["tcp:127.0.0.1:7471", "tcp:192.0.2.1:7471", "shm:/run/d1"];
+            let refusals = host.refusals(0, nonce, ("d1", 1), &plain);
+            assert_eq!(refusals.len(), 3, "{refusals:?}");
+            for refusal in &refusals[..2] {
+                assert!(refusal.contains("without encryption"), "{refusal}");
+            }
+            assert!(refusals[2].contains("shm:/run/d1 is a file"));
+            assert_eq!((host.chosen(), host.search.has_refused()), (None, true));
+            // It asks on, and whoever offers the right thing is taken, but nothing else of it.
+            let (millis, nonce) = host.next();
+            assert!(host.refusals(millis, nonce, ("d1", 1), &plain).is_empty());
+            let mixed = [plain[0], "tls:192.0.2.1:7471"];
+            assert!(host.offer(millis, nonce, ("d1", 1), &mixed));
+            let addresses = &host.search.chosen().unwrap().addresses;
+            assert_eq!(*addresses, [mixed[1].parse().unwrap()]);
+        }
+    }
+
+    #[test]
+    fn without_a_certificate_plain_tcp_stays_on_this_machine_unless_it_is_wanted() {
+        let local = ["tcp:127.0.0.1:7471"];
+        let others = ["tcp:192.0.2.1:7471", "tls:192.0.2.1:7471", "unix:/run/d1"];
+        let mut host = Host::with(None, LinkOptions::default());
+        let (_, nonce) = host.next();
+        let refusals = host.refusals(0, nonce, ("d1", 1), &others);
+        for (refusal, reason) in refusals.iter().zip(["insecure", "certificate", "file"]) {
+            assert!(refusal.contains(reason), "{refusal}");
+        }
+        assert_eq!((refusals.len(), host.chosen()), (3, None));
+        assert!(host.offer(0, nonce, ("d1", 1), &local));
     }
 }

@@ -29,6 +29,14 @@ pub struct SeekerConfig {
     pub instance: u64,
     /// The only director that is wanted; `None`: the first that answers.
     pub director: Option<String>,
+    /// How its links are made, and to which addresses ([`LinkOptions::check_discovered`]).
+    pub links: LinkOptions,
+}
+
+impl SeekerConfig {
+    fn search(&self) -> Search {
+        Search::new(self.director.clone(), self.links.clone(), Instant::now())
+    }
 }
 
 #[derive(Debug)]
@@ -54,7 +62,7 @@ impl Seeker {
     pub fn start(config: SeekerConfig) -> io::Result<Self> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let shared = Arc::new(Shared {
-            search: Mutex::new(Search::new(config.director.clone(), Instant::now())),
+            search: Mutex::new(config.search()),
             config,
             stopped: AtomicBool::new(false),
             wake: EventFd::from_value_and_flags(0, flags)?,
@@ -149,8 +157,12 @@ impl Shared {
             {
                 tracing::error!(%error, "eventfd cannot be read");
             }
-            for (_, message) in socket.iter().flat_map(|socket| received(socket).0) {
-                self.lock().handle_message(Instant::now(), &message);
+            for (sender, message) in socket.iter().flat_map(|socket| received(socket).0) {
+                let refusals = self.lock().handle_message(Instant::now(), &message);
+                let director = message.name;
+                for refusal in refusals {
+                    tracing::warn!(%sender, director, %refusal, "offered address is refused");
+                }
             }
         }
     }
@@ -183,20 +195,15 @@ fn random() -> u64 {
 pub struct DiscoveredConnector {
     seeker: Arc<Seeker>,
     index: usize,
-    options: LinkOptions,
 }
 
 /// A connector for each link that a session may have; those that the director has no address for
 /// are not tried.
 #[must_use]
-pub fn connectors(seeker: &Arc<Seeker>, options: &LinkOptions) -> Vec<Box<dyn Connector>> {
+pub fn connectors(seeker: &Arc<Seeker>) -> Vec<Box<dyn Connector>> {
     let connector = |index| {
-        let (seeker, options) = (seeker.clone(), options.clone());
-        Box::new(DiscoveredConnector {
-            seeker,
-            index,
-            options,
-        }) as Box<dyn Connector>
+        let seeker = seeker.clone();
+        Box::new(DiscoveredConnector { seeker, index }) as Box<dyn Connector>
     };
     (0..PATHS_MAX).map(connector).collect()
 }
@@ -206,10 +213,14 @@ impl Connector for DiscoveredConnector {
         let addresses = self.seeker.addresses();
         let Some(address) = addresses.get(self.index) else {
             let meeting = self.seeker.shared.config.meeting;
-            let error = format!("no director has answered on {meeting} yet");
+            let error = if self.seeker.shared.lock().has_refused() {
+                format!("no director has offered an address on {meeting} yet that may be used")
+            } else {
+                format!("no director has answered on {meeting} yet")
+            };
             return Err(io::Error::new(io::ErrorKind::NotFound, error));
         };
-        let made = connect(address, CONNECT_MAX, &self.options);
+        let made = connect(address, CONNECT_MAX, &self.seeker.shared.config.links);
         if made.is_err() {
             self.seeker.doubt();
         }
@@ -225,5 +236,55 @@ impl Connector for DiscoveredConnector {
         let config = &self.seeker.shared.config;
         let director = config.director.as_deref().unwrap_or("any director");
         format!("{director} on {}", config.meeting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_cannot_be_made_makes_the_seeker_ask() {
+        let meeting = Meeting {
+            group: super::super::GROUP_DEFAULT,
+            interface: None,
+        };
+        // Without its thread: what is due is seen, not done.
+        let config = SeekerConfig {
+            meeting,
+            host: "host1".to_owned(),
+            instance: 1,
+            director: None,
+            links: LinkOptions::default(),
+        };
+        let shared = Shared {
+            search: Mutex::new(config.search()),
+            config,
+            stopped: AtomicBool::new(false),
+            wake: EventFd::new().unwrap(),
+        };
+        let seeker = Arc::new(Seeker {
+            shared: Arc::new(shared),
+            thread: None,
+        });
+        // Nobody listens on a port that is only held.
+        let held = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = format!("tcp:{}", held.local_addr().unwrap());
+        let offer = Message {
+            kind: Kind::Offer,
+            nonce: 5,
+            instance: 7,
+            name: "d1".to_owned(),
+            addresses: vec![address],
+        };
+        let mut search = seeker.shared.lock();
+        let now = Instant::now();
+        assert_eq!(search.handle_timeout(now, 5), Some(5));
+        search.handle_message(now, &offer);
+        assert!(search.poll_timeout() > now);
+        drop(search);
+        let links = connectors(&seeker);
+        assert!(links.first().unwrap().connect().is_err());
+        assert!(seeker.shared.lock().poll_timeout() <= Instant::now());
     }
 }

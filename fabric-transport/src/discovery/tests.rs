@@ -13,7 +13,7 @@ use crate::link::{LinkAddress, LinkOptions, Listener};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A meeting on loopback that no other test has: a free port.
-fn meeting() -> Meeting {
+pub(crate) fn meeting() -> Meeting {
     let free = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = free.local_addr().unwrap().port();
     // Kept to the end of the process, so that nobody else gets the port.
@@ -35,11 +35,21 @@ fn responder(meeting: Meeting, director: &str, addresses: &[&str]) -> Responder 
 }
 
 fn seeker(meeting: Meeting, host: &str, director: Option<&str>) -> Arc<Seeker> {
+    seeker_with(meeting, host, director, LinkOptions::default())
+}
+
+fn seeker_with(
+    meeting: Meeting,
+    host: &str,
+    director: Option<&str>,
+    links: LinkOptions,
+) -> Arc<Seeker> {
     let config = SeekerConfig {
         meeting,
         host: host.to_owned(),
         instance: 9,
         director: director.map(str::to_owned),
+        links,
     };
     Arc::new(Seeker::start(config).unwrap())
 }
@@ -85,7 +95,7 @@ fn answer(socket: &UdpSocket) -> Message {
 fn host_finds_the_director_that_comes_later_and_links_to_it() {
     let meeting = meeting();
     let seeker = seeker(meeting, "host1", None);
-    let links = connectors(&seeker, &LinkOptions::default());
+    let links = connectors(&seeker);
     let error = links[0].connect().unwrap_err().to_string();
     assert_eq!(error, format!("no director has answered on {meeting} yet"));
     assert!(links[0].is_there() && !links[1].is_there());
@@ -115,6 +125,28 @@ fn host_takes_only_the_director_that_it_wants() {
     let seeker = seeker(meeting, "host1", Some("d1"));
     let _director = responder(meeting, "d1", &["tcp:127.0.0.1:1"]);
     wait_addresses(&seeker, &["tcp:127.0.0.1:1"]);
+}
+
+#[test]
+fn p14_a_host_with_a_certificate_waits_for_a_director_that_offers_tls() {
+    let meeting = meeting();
+    let lab = crate::link::TlsLab::new();
+    let links = LinkOptions {
+        insecure: true,
+        ..lab.options("host1")
+    };
+    let seeker = seeker_with(meeting, "host1", None, links);
+    let _liar = responder(meeting, "d1", &["tcp:127.0.0.1:1"]);
+    let links = connectors(&seeker);
+    let error = || links[0].connect().unwrap_err().to_string();
+    let refused = format!("no director has offered an address on {meeting} yet that may be used");
+    let deadline = Instant::now() + PATIENCE;
+    while error() != refused {
+        assert!(Instant::now() < deadline, "{}", error());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _director = responder(meeting, "d2", &["tls:127.0.0.1:2"]);
+    wait_addresses(&seeker, &["tls:127.0.0.1:2"]);
 }
 
 #[test]

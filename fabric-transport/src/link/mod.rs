@@ -29,7 +29,7 @@ pub use options::{LinkOptions, LinkRefused};
 pub use queue::SendQueue;
 pub use stream::{Listener, connect};
 #[cfg(test)]
-pub(crate) use tls::tests::tls_pair;
+pub(crate) use tls::tests::{Lab as TlsLab, tls_pair};
 pub use tls::{TlsConfig, TlsError, TlsFiles};
 
 /// Frames of one write at most.

@@ -25,6 +25,29 @@ impl LinkOptions {
     pub fn check(&self, address: &LinkAddress) -> Result<(), LinkRefused> {
         LinkRefused::check(address, self.tls.is_some(), self.insecure)
     }
+
+    /// Whether a link may be made to `address`, which a datagram of discovery named. Anybody on the
+    /// network may have sent it, so it may choose less than the operator:
+    ///
+    /// - No file of this machine, `unix:` or `shm:`. Both would bring the greeting to whatever socket
+    ///   the sender likes, behind which nothing proves who it is.
+    /// - With a certificate nothing but `tls:`, neither on loopback nor with `insecure`: otherwise
+    ///   whoever answers first takes the encryption away.
+    ///
+    /// # Errors
+    /// [`LinkRefused`].
+    pub fn check_discovered(&self, address: &LinkAddress) -> Result<(), LinkRefused> {
+        let refusal = match address {
+            LinkAddress::Unix(_) | LinkAddress::SharedMemory(_) => {
+                |address| LinkRefused::DiscoveredFile { address }
+            }
+            LinkAddress::Tcp(_) if self.tls.is_some() => {
+                |address| LinkRefused::Downgrade { address }
+            }
+            LinkAddress::Tcp(_) | LinkAddress::Tls(_) => return self.check(address),
+        };
+        Err(refusal(address.clone()))
+    }
 }
 
 /// Why no link is made.
@@ -33,6 +56,20 @@ pub enum LinkRefused {
     /// Anybody on the way could read and change it.
     #[error("{address} leaves this machine without encryption; use tls:, or set insecure = true")]
     Insecure {
+        /// The address.
+        address: LinkAddress,
+    },
+    /// Discovery named it, and it would do without the certificate that this process has.
+    #[error(
+        "{address} is without encryption and this process has a certificate; have the director listen on tls:"
+    )]
+    Downgrade {
+        /// The address.
+        address: LinkAddress,
+    },
+    /// Discovery named it, and it is a file.
+    #[error("{address} is a file, which discovery may not choose; write it into director")]
+    DiscoveredFile {
         /// The address.
         address: LinkAddress,
     },

@@ -93,21 +93,27 @@ pub(super) fn explained(error: &Error) -> io::Error {
 }
 
 fn certificate_text(error: &CertificateError) -> String {
-    let apart =
-        |later: UnixTime, earlier: UnixTime| later.as_secs().saturating_sub(earlier.as_secs());
+    // Roughly: the text stays the same from one attempt to the next.
+    let apart = |later: UnixTime, earlier: UnixTime| {
+        let seconds = later.as_secs().saturating_sub(earlier.as_secs());
+        let units = [(86_400, "days"), (3600, "hours"), (60, "minutes")];
+        let unit = units.into_iter().find(|(unit, _)| seconds >= 2 * unit);
+        let (unit, name) = unit.unwrap_or((60, "minutes"));
+        format!("{} {name}", seconds / unit)
+    };
     match error {
         CertificateError::Expired => {
             "peer's certificate has expired; issue it again, or correct the clocks".to_owned()
         }
         CertificateError::ExpiredContext { time, not_after } => format!(
-            "peer's certificate has expired {} s ago; issue it again, or correct the clocks",
+            "peer's certificate has expired {} ago; issue it again, or correct the clocks",
             apart(*time, *not_after)
         ),
         CertificateError::NotValidYet => {
             "peer's certificate is not valid yet; correct the clocks".to_owned()
         }
         CertificateError::NotValidYetContext { time, not_before } => format!(
-            "peer's certificate is not valid for another {} s; correct the clocks",
+            "peer's certificate is not valid for another {}; correct the clocks",
             apart(*not_before, *time)
         ),
         // A CA of the same name as ours would have signed with another key.
