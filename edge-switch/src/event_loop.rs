@@ -566,3 +566,60 @@ fn ignore_again(result: nix::Result<()>, what: &str) {
         tracing::error!(%error, what, "descriptor of the edge switch cannot be read");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::port::passed_on;
+
+    /// The first bytes of a host's link, and what is passed on of them.
+    #[test]
+    fn p01_any_first_bytes_are_answered() {
+        let hello = |host| {
+            let hello = fabric_transport::session::hello(&session_config(host), 3, 1, false);
+            hello.frame().to_vec()
+        };
+        let good = [
+            hello("host1"),
+            [hello("host1"), hello("h")].concat(),
+            refusal("a reason", false).frame().to_vec(),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("switch");
+        let address = LinkAddress::Unix(path.clone());
+        let listener = Listener::bind(&address, &LinkOptions::default()).unwrap();
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/greeting");
+        orimono_fuzz::fuzz(
+            corpus,
+            &good,
+            orimono_fuzz::inputs(5000, 200_000),
+            |bytes| {
+                let mut host = UnixStream::connect(&path).unwrap();
+                host.write_all(bytes).unwrap();
+                drop(host);
+                let mut silent = Silent {
+                    link: listener.accept().unwrap().unwrap(),
+                    until: MonotonicTime::ZERO,
+                    since: 0,
+                    readable: true,
+                };
+                // All of it is there, and its end: there is an answer.
+                if let Some(greeting) = read_greeting(&mut silent).ok().flatten() {
+                    assert!(!greeting.host.is_empty());
+                    let frames = silent.link.receiver.frames().unwrap();
+                    for (frame, sealed) in frames.iter().flat_map(|it| [(it, false), (it, true)]) {
+                        if let Ok(passed) = passed_on(frame, false, sealed) {
+                            assert_eq!(passed.frame_bytes(), frame.len());
+                            assert!(passed_on(passed.frame(), true, false).is_ok() || !sealed);
+                        }
+                    }
+                } else {
+                    assert!(!silent.readable || read_greeting(&mut silent).is_err());
+                }
+            },
+        );
+    }
+}

@@ -125,7 +125,7 @@ impl Side {
 /// Between two links that need the CRC32C it is neither checked nor computed anew, so it covers the
 /// memory of the switch as well. Where only one of them needs it, it is checked before it is lost,
 /// or added.
-fn passed_on(
+pub(crate) fn passed_on(
     frame: &[u8],
     from_checksummed: bool,
     to_checksummed: bool,

@@ -16,7 +16,7 @@ use fabric_config::LabConfig;
 use fabric_transport::acceptor::{Acceptor, Admission};
 use fabric_transport::control::Windows;
 use fabric_transport::endpoint::{DeviceGrant, SendRefused, session_config};
-use fabric_transport::link::{LinkAddress, LinkOptions};
+use fabric_transport::link::{LinkAddress, LinkOptions, SendQueue, connect};
 use fabric_transport::uplink::{Uplink, UplinkConfig, UplinkDevice, connectors};
 use fabric_transport::{
     DeviceId, Directory, FrameBuffer, LaneClient, LaneSet, Receipt, VirtualLane,
@@ -30,6 +30,10 @@ const WINDOWS: Windows = [8192; 4];
 const PAYLOAD_BYTES: usize = 2000;
 
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    wait_until_mut(what, condition);
+}
+
+fn wait_until_mut(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
@@ -130,6 +134,10 @@ impl Admission for Books {
         let rate = self.downlink.parse().unwrap();
         Ok(LinkBudget::new(format!("{host} downlink"), rate))
     }
+
+    fn may_carry(&self, certified: &str, host: &str) -> bool {
+        certified == host || (certified == "switch1" && host != "host99")
+    }
 }
 
 impl Directory for Books {
@@ -151,6 +159,7 @@ struct Lab {
     folder: tempfile::TempDir,
     config: LabConfig,
     books: Arc<Books>,
+    director: LinkAddress,
     acceptor: Option<Acceptor>,
 }
 
@@ -160,8 +169,34 @@ impl Lab {
     /// `hosts` hosts with links of 50M; the first of them reserve `cirs`. The switch is behind
     /// `listen`, in which `@DIR@` is the lab's folder.
     fn new(hosts: u32, cirs: &[&str], rate: &str, listen: &str) -> Self {
+        Self::over(hosts, cirs, rate, listen, "unix:@DIR@/director")
+    }
+
+    /// The same, with a director that listens on `director`. All have certificates.
+    fn over(hosts: u32, cirs: &[&str], rate: &str, listen: &str, director: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut text = String::from(
+        let certificates = folder.path().join("ca");
+        pki::init(&certificates).unwrap();
+        let mut certified = vec!["director1".to_owned(), "switch1".to_owned()];
+        certified.extend((1..=hosts.min(2)).map(|host| format!("host{host}")));
+        for name in certified {
+            pki::issue(&certificates, &pki::Order::new(&name, 30)).unwrap();
+        }
+        let ends = (1..=hosts).map(|host| (host, Arc::default())).collect();
+        let books = Arc::new(Books {
+            ends,
+            downlink: HOST_RATE.to_owned(),
+        });
+        let placed = |text: &str| text.replace("@DIR@", folder.path().to_str().unwrap());
+        let mut text = placed(
+            "[tls]\nca = \"@DIR@/ca/ca.pem\"\ncert = \"@DIR@/ca/{name}.pem\"\n\
+             key = \"@DIR@/ca/{name}.key\"\n",
+        );
+        let security = text.clone() + "[director]\nname = \"director1\"\n";
+        let security: LabConfig = security.parse().unwrap();
+        let director = placed(director).parse().unwrap();
+        let (acceptor, director) = start_director(&security, &books, &director);
+        text += &String::from(
             "[director]\nname = \"director1\"\n[[ethernet-port]]\nport = \"10/1\"\ntap = \"x\"\n",
         );
         let mut names = Vec::new();
@@ -178,35 +213,34 @@ impl Lab {
         }
         text += &format!(
             "[[edge-switch]]\nname = \"switch1\"\nlisten = [\"{listen}\"]\n\
-             director = [\"unix:@DIR@/nobody\", \"unix:@DIR@/director\"]\nrate = \"{rate}\"\n\
+             director = [\"unix:@DIR@/nobody\", \"{director}\"]\nrate = \"{rate}\"\n\
              hosts = [{}, \"host99\"]\n\
              [[host]]\nname = \"host99\"\ndirector = [\"{listen}\"]\nrun-dir = \"/x\"\n\
              rate = \"{HOST_RATE}\"\n",
             names.join(", ")
         );
-        let text = text.replace("@DIR@", folder.path().to_str().unwrap());
-        let ends = (1..=hosts).map(|host| (host, Arc::default())).collect();
-        let books = Arc::new(Books {
-            ends,
-            downlink: HOST_RATE.to_owned(),
-        });
-        let mut lab = Self {
+        let config = placed(&text).parse().unwrap();
+        Self {
             folder,
-            config: text.parse().unwrap(),
+            config,
             books,
-            acceptor: None,
-        };
-        lab.start_director();
-        lab
+            director,
+            acceptor: Some(acceptor),
+        }
     }
 
     fn start_director(&mut self) {
-        let session = session_config("director1");
-        let acceptor = Acceptor::start(session, self.books.clone(), self.books.clone()).unwrap();
-        acceptor
-            .listen(&self.unix("director"), &LinkOptions::default())
-            .unwrap();
+        let (acceptor, _) = start_director(&self.config, &self.books, &self.director);
         self.acceptor = Some(acceptor);
+    }
+
+    /// How whoever has the certificate of `name` reaches the switch at `address`.
+    fn options(&self, name: &str, address: &LinkAddress) -> LinkOptions {
+        let addresses = std::slice::from_ref(address);
+        LinkOptions {
+            director: Some("switch1".to_owned()),
+            ..self.config.links.options(name, addresses).unwrap()
+        }
     }
 
     fn unix(&self, name: &str) -> LinkAddress {
@@ -224,6 +258,20 @@ impl Lab {
     }
 }
 
+/// The director on `address`, and what that became.
+fn start_director(
+    security: &LabConfig,
+    books: &Arc<Books>,
+    address: &LinkAddress,
+) -> (Acceptor, LinkAddress) {
+    let session = session_config("director1");
+    let acceptor = Acceptor::start(session, books.clone(), books.clone()).unwrap();
+    let addresses = std::slice::from_ref(address);
+    let options = security.links.options("director1", addresses).unwrap();
+    let address = acceptor.listen(address, &options).unwrap();
+    (acceptor, address)
+}
+
 /// A host with its device.
 struct Host {
     end: Arc<End>,
@@ -232,6 +280,10 @@ struct Host {
 
 impl Host {
     fn new(number: u32, addresses: &[LinkAddress]) -> Self {
+        Self::by(number, addresses, &LinkOptions::default())
+    }
+
+    fn by(number: u32, addresses: &[LinkAddress], options: &LinkOptions) -> Self {
         let end = Arc::new(End::default());
         let name = format!("host{number}");
         let budget = LinkBudget::new(format!("{name} uplink"), HOST_RATE.parse().unwrap());
@@ -242,12 +294,7 @@ impl Host {
         };
         let session = session_config(&name);
         let config = UplinkConfig { session, budget };
-        let uplink = Uplink::start(
-            config,
-            connectors(addresses, &LinkOptions::default()),
-            vec![device],
-        )
-        .unwrap();
+        let uplink = Uplink::start(config, connectors(addresses, options), vec![device]).unwrap();
         Self { end, uplink }
     }
 
@@ -331,6 +378,67 @@ fn carries_24_hosts_and_turns_the_25th_away_with_the_reason() {
     // A port that is given up can be had by another host.
     drop(hosts);
     wait_until("ports are free", || switch.links() == 0);
+}
+
+/// Numbered frames both ways through a switch that listens on `listen` before a director on `director`.
+fn carries(listen: &str, director: &str) -> (Lab, EdgeSwitch, LinkAddress, Host) {
+    let lab = Lab::over(2, &[], "1G", listen, director);
+    let (switch, address) = lab.switch();
+    let options = lab.options("host1", &address);
+    let host = Host::by(1, std::slice::from_ref(&address), &options);
+    host.wait_up();
+    let director_end = lab.director_end(1);
+    wait_until("up", || director_end.lanes.lock().unwrap().is_some());
+    std::thread::scope(|scope| {
+        scope.spawn(|| host.end.send(0, 500));
+        scope.spawn(|| director_end.send(0, 500));
+    });
+    for end in [&host.end, director_end] {
+        wait_until("all arrived", || end.expected.load(Ordering::SeqCst) == 500);
+        end.assert_right();
+    }
+    (lab, switch, address, host)
+}
+
+#[test]
+fn carries_links_over_shared_memory() {
+    carries("shm:@DIR@/switch", "shm:@DIR@/director");
+    // Where only one of both sides has the CRC32C.
+    carries("shm:@DIR@/switch", "tls:127.0.0.1:0");
+    carries(LOOPBACK, "shm:@DIR@/director");
+}
+
+#[test]
+fn p14_carries_links_over_tls_of_those_whose_certificate_it_is() {
+    let (lab, switch, address, _host) = carries("tls:127.0.0.1:0", "tls:127.0.0.1:0");
+    assert_eq!(switch.links(), 1);
+    // Hosts of the switch, with a certificate of the CA that is another's.
+    for (certified, host) in [
+        ("host2", "host1"),
+        ("switch1", "host2"),
+        ("director1", "host2"),
+    ] {
+        let mut link = connect(&address, PATIENCE, &lab.options(certified, &address)).unwrap();
+        let mut queue = SendQueue::default();
+        let hello = fabric_transport::session::hello(&session_config(host), 0, 0, link.checksummed);
+        queue.push(hello, false);
+        wait_until_mut("an answer", || {
+            link.sender.send(&mut queue).unwrap();
+            link.receiver.fill().unwrap();
+            !link.receiver.frames().unwrap().is_empty()
+        });
+        let words = String::from_utf8_lossy(link.receiver.frames().unwrap()[0]).into_owned();
+        let expected = format!("the certificate is that of {certified}, not of {host}");
+        assert!(words.contains(&expected), "{words}");
+    }
+    // The port of the host whose name was used is still its own.
+    assert_eq!(switch.links(), 1);
+    let other = Host::by(
+        2,
+        std::slice::from_ref(&address),
+        &lab.options("host2", &address),
+    );
+    other.wait_up();
 }
 
 #[test]
@@ -445,7 +553,15 @@ fn nothing_is_lost_when_the_switch_dies_beside_a_direct_path() {
         1,
         "the session went on"
     );
-    assert!(!host.uplink.endpoint().unwrap().path_changes().is_empty());
+    assert!(
+        !host
+            .uplink
+            .endpoint()
+            .unwrap()
+            .path_changes()
+            .to_vec()
+            .is_empty()
+    );
 }
 
 #[test]

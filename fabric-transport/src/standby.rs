@@ -94,6 +94,17 @@ impl StandbyUplink {
         }
     }
 
+    /// The uplink that has no devices.
+    #[must_use]
+    pub fn standby(&self) -> &Uplink {
+        let [first, second] = &*self.uplinks;
+        if self.shared.lock().active == 0 {
+            second
+        } else {
+            first
+        }
+    }
+
     /// How often the devices have moved.
     #[must_use]
     pub fn failovers(&self) -> u64 {

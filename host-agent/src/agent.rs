@@ -59,6 +59,15 @@ impl HostUplink {
             Self::Standby(uplinks) => uplinks.active(),
         }
     }
+
+    /// The one that has none, if there is one.
+    #[must_use]
+    pub fn standby(&self) -> Option<&Uplink> {
+        match self {
+            Self::Single(_) => None,
+            Self::Standby(uplinks) => Some(uplinks.standby()),
+        }
+    }
 }
 
 /// A device before it is served: both of its faces, and where its socket goes.
@@ -131,7 +140,9 @@ impl HostAgent {
         let uplink = Arc::new(uplink.context("uplink cannot be started")?);
         let watched = Arc::downgrade(&uplink);
         let present = move || watched.upgrade()?.active().endpoint();
-        let link = LinkHop::new(host.budget.hop(), names(host), present);
+        let watched = Arc::downgrade(&uplink);
+        let standby = move || watched.upgrade()?.standby()?.endpoint();
+        let link = LinkHop::new(host.budget.hop(), names(host), present).with_standby(standby);
         Ok(Self {
             sessions,
             uplink,

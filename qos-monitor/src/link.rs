@@ -1,11 +1,11 @@
 //! A fabric link as a hop.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fabric_transport::DeviceId;
-use fabric_transport::endpoint::{Endpoint, now};
+use fabric_transport::endpoint::{Endpoint, PATH_CHANGES_MAX, PathLog, now};
 use fabric_transport::session::SwitchoverRefused;
 use qos::{Decision, HopSnapshot, Trace};
 
@@ -15,11 +15,21 @@ use crate::protocol::{LinkState, PathChanged, SessionPaths, SessionState};
 
 type Present = Box<dyn Fn() -> Option<Arc<Endpoint>> + Send + Sync>;
 
+/// Changes of path of a session, which may be over.
+#[derive(Debug, Clone)]
+struct Known {
+    peer: String,
+    log: PathLog,
+}
+
 /// What one end of a link sends, over all of its sessions.
 pub struct LinkHop {
     name: String,
     devices: HashMap<DeviceId, String>,
     present: Present,
+    standby: Present,
+    /// The sessions that are up, and those before that had changes; the newest last.
+    known: Mutex<Vec<Known>>,
 }
 
 impl LinkHop {
@@ -35,12 +45,55 @@ impl LinkHop {
             name: name.to_owned(),
             devices,
             present: Box::new(present),
+            standby: Box::new(|| None),
+            known: Mutex::default(),
         }
     }
 
-    /// The session that is up, with its links.
-    pub(crate) fn paths(&self) -> SessionPaths {
-        let session = (self.present)().map(|endpoint| {
+    /// The same, with the end of a session that stands by without devices. It is only listed.
+    #[must_use]
+    pub fn with_standby(
+        mut self,
+        standby: impl Fn() -> Option<Arc<Endpoint>> + Send + Sync + 'static,
+    ) -> Self {
+        self.standby = Box::new(standby);
+        self
+    }
+
+    fn endpoints(&self) -> impl Iterator<Item = Arc<Endpoint>> {
+        (self.present)().into_iter().chain((self.standby)())
+    }
+
+    /// Writes down whose changes are to be kept.
+    fn note(&self, endpoints: &[Arc<Endpoint>]) -> Vec<Known> {
+        // Whole between any two statements: going on is safe.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let logs: Vec<_> = endpoints.iter().map(|it| it.path_changes()).collect();
+        let is_up = |it: &Known| logs.iter().any(|log| log.is_same(&it.log));
+        known.retain(|it| is_up(it) || !it.log.to_vec().is_empty());
+        for (endpoint, log) in endpoints.iter().zip(&logs) {
+            if !known.iter().any(|it| it.log.is_same(log)) {
+                known.push(Known {
+                    peer: endpoint.peer().to_owned(),
+                    log: log.clone(),
+                });
+            }
+        }
+        // Each of those that are over has a change at least: of older ones none would be shown.
+        let over = known.iter().filter(|it| !is_up(it)).count();
+        let mut surplus = over.saturating_sub(PATH_CHANGES_MAX);
+        known.retain(|it| {
+            let drops = surplus > 0 && !is_up(it);
+            surplus -= usize::from(drops);
+            !drops
+        });
+        known.clone()
+    }
+
+    /// The sessions that are up, with their links, that with the devices first; one entry without a
+    /// session if none is.
+    pub(crate) fn paths(&self) -> Vec<SessionPaths> {
+        let sessions = self.endpoints().map(|endpoint| {
             let established = endpoint.established();
             let links = endpoint.paths().into_iter().map(|path| LinkState {
                 link: path.path,
@@ -57,19 +110,32 @@ impl LinkHop {
                 links: links.collect(),
             }
         });
-        SessionPaths {
+        let of = |session| SessionPaths {
             hop: self.name.clone(),
             session,
+        };
+        let mut paths: Vec<_> = sessions.map(|session| of(Some(session))).collect();
+        if paths.is_empty() {
+            paths.push(of(None));
         }
+        paths
     }
 
-    /// The last changes of path of the session that is up, oldest first.
+    /// The last changes of path, also of sessions that are over, oldest first.
     pub(crate) fn path_changes(&self) -> Vec<PathChanged> {
-        let endpoint = (self.present)();
+        let known = self.note(&self.endpoints().collect::<Vec<_>>());
         let now = now();
-        let changes = endpoint.iter().flat_map(|endpoint| endpoint.path_changes());
-        let changes = changes.map(|change| PathChanged {
+        let changes = known.iter().flat_map(|it| {
+            let changes = it.log.to_vec().into_iter();
+            changes.map(|change| (it.peer.as_str(), change))
+        });
+        let mut changes: Vec<_> = changes.collect();
+        changes.sort_by_key(|(_, change)| change.at);
+        let surplus = changes.len().saturating_sub(PATH_CHANGES_MAX);
+        let changes = changes.into_iter().skip(surplus);
+        let changes = changes.map(|(peer, change)| PathChanged {
             hop: self.name.clone(),
+            peer: peer.to_owned(),
             age_nanos: nanos(now.saturating_duration_since(change.at)),
             from: change.from,
             to: change.to,
@@ -122,6 +188,8 @@ impl Hop for LinkHop {
     }
 
     fn snapshot(&self) -> Option<HopSnapshot> {
+        // The monitor looks again and again: so sessions are known before they are over.
+        self.note(&self.endpoints().collect::<Vec<_>>());
         let name = |id| match self.devices.get(&id) {
             Some(name) => name.clone(),
             None => id.to_string(),

@@ -314,7 +314,10 @@ impl Watch {
                 self.recorders.remove(&number);
                 taken
             }
-            Request::Paths {} => Ok(ok(&self.links().map(LinkHop::paths).collect::<Vec<_>>())),
+            Request::Paths {} => Ok(ok(&self
+                .links()
+                .flat_map(LinkHop::paths)
+                .collect::<Vec<_>>())),
             Request::PathChanges {} => {
                 let changes = self.links().flat_map(LinkHop::path_changes);
                 Ok(ok(&changes.collect::<Vec<_>>()))

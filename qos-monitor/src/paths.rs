@@ -75,6 +75,7 @@ pub(crate) fn changes(client: &mut Client, json: bool) -> Result<()> {
         let rows = changes.iter().map(|change| {
             [
                 change.hop.clone(),
+                change.peer.clone(),
                 format!("{} ago", text::time(Duration::from_nanos(change.age_nanos))),
                 change.from.to_string(),
                 change.to.to_string(),
@@ -82,15 +83,17 @@ pub(crate) fn changes(client: &mut Client, json: bool) -> Result<()> {
                 change.cause.clone(),
             ]
         });
-        let head = ["HOP", "WHEN", "FROM", "TO", "GAP", "CAUSE"];
+        let head = ["HOP", "PEER", "WHEN", "FROM", "TO", "GAP", "CAUSE"];
         text::table(head, rows.collect())
     })
 }
 
 pub(crate) fn switchover(client: &mut Client, wanted: &Switchover, json: bool) -> Result<()> {
     let sessions = client.paths()?;
-    let names = sessions.iter().map(|paths| paths.hop.as_str());
-    let hop = text::choose_one(names, &wanted.hop)?;
+    let mut names: Vec<_> = sessions.iter().map(|paths| paths.hop.as_str()).collect();
+    // A hop with a standby is there twice; what is chosen is the session with the devices.
+    names.dedup();
+    let hop = text::choose_one(names.into_iter(), &wanted.hop)?;
     let link = wanted.link;
     client.switchover(hop, link)?;
     print(json, &(), || format!("{hop}: frames go by link {link}\n"))

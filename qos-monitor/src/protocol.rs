@@ -47,11 +47,11 @@ pub enum Request {
         /// The hop's name.
         hop: String,
     },
-    /// The session of each hop that is a fabric link, with the links it has: a list of
+    /// The sessions of each hop that is a fabric link, with the links they have: a list of
     /// [`SessionPaths`].
     Paths {},
-    /// When the frames of these sessions went another way: a list of [`PathChanged`], by hop, oldest
-    /// first; of each session that is up the last 64.
+    /// When frames went another way: a list of [`PathChanged`], by hop, oldest first; of each hop the
+    /// last 64, also those of sessions that are over.
     PathChanges {},
     /// Has the frames of a session go by one of its links, both directions. The only command: the
     /// answer is `null`, and comes before the change is through.
@@ -107,7 +107,8 @@ pub struct LastDecisions {
     pub decisions: Vec<Decision>,
 }
 
-/// A hop that is a fabric link, and the session on it.
+/// A hop that is a fabric link, and a session on it. A host with a standby director has two: the one
+/// with the devices comes first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionPaths {
     /// The hop.
@@ -151,6 +152,8 @@ pub struct LinkState {
 pub struct PathChanged {
     /// The hop.
     pub hop: String,
+    /// The host or director at the other end.
+    pub peer: String,
     /// How long ago.
     pub age_nanos: u64,
     /// The link that they went by.
@@ -169,4 +172,84 @@ pub struct PathChanged {
 pub struct TraceFollows {
     /// Its bytes.
     pub bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+    use crate::hop::Hop;
+    use crate::monitor::tests::Port;
+
+    fn corpus(target: &str) -> String {
+        format!("{}/tests/corpus/{target}", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    #[test]
+    fn p01_any_request_is_answered() {
+        let hop = || "host1 uplink".to_owned();
+        let good = [
+            Request::State {},
+            Request::Decisions { hop: hop() },
+            Request::TakeTrace { hop: hop() },
+            Request::Switchover {
+                hop: hop(),
+                link: 2,
+            },
+        ];
+        let good = good.map(|request| serde_json::to_vec(&request).unwrap());
+        let inputs = orimono_fuzz::inputs(50_000, 1_000_000);
+        orimono_fuzz::fuzz(&corpus("request"), &good, inputs, |line| {
+            if let Ok(request) = serde_json::from_slice::<Request>(line) {
+                let written = serde_json::to_vec(&request).unwrap();
+                assert_eq!(
+                    serde_json::from_slice::<Request>(&written).unwrap(),
+                    request
+                );
+            }
+        });
+    }
+
+    /// As `orimono-qos` reads them.
+    fn answers<T: DeserializeOwned + Serialize>(line: &[u8]) {
+        if let Ok(answer) = serde_json::from_slice::<Answer<T>>(line) {
+            assert!(serde_json::to_vec(&answer).is_ok());
+        }
+    }
+
+    #[test]
+    fn p01_any_answer_is_understood_or_refused() {
+        let port = Port::new("port");
+        port.work(5);
+        let state = HopState {
+            name: "port".to_owned(),
+            snapshot: port.snapshot(),
+            main_waits: [("vn01.vm1".to_owned(), WaitCause::OwnLimit)].into(),
+        };
+        let decisions = LastDecisions {
+            hop: port.snapshot().unwrap(),
+            decisions: port.decisions(),
+        };
+        let paths = SessionPaths {
+            hop: "port".to_owned(),
+            session: None,
+        };
+        let good = [
+            serde_json::to_vec(&Answer::Ok([state])).unwrap(),
+            serde_json::to_vec(&Answer::Ok(decisions)).unwrap(),
+            serde_json::to_vec(&Answer::Ok([paths])).unwrap(),
+            serde_json::to_vec(&Answer::Ok(TraceFollows { bytes: 5 })).unwrap(),
+            serde_json::to_vec(&Answer::<()>::Error("no".to_owned())).unwrap(),
+        ];
+        let inputs = orimono_fuzz::inputs(5000, 200_000);
+        orimono_fuzz::fuzz(&corpus("answer"), &good, inputs, |line| {
+            answers::<Vec<HopState>>(line);
+            answers::<Vec<DeviceSla>>(line);
+            answers::<LastDecisions>(line);
+            answers::<Vec<SessionPaths>>(line);
+            answers::<Vec<PathChanged>>(line);
+            answers::<TraceFollows>(line);
+        });
+    }
 }

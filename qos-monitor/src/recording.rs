@@ -173,4 +173,26 @@ mod tests {
         let error = Recording::from_bytes(&sealed(&[0xff; 64])).unwrap_err();
         assert!(matches!(error, DamagedRecording::Content(_)), "{error}");
     }
+
+    /// The same for any damage: what can be read is replayed and written again.
+    #[test]
+    fn p01_any_content_of_a_recording_is_answered() {
+        let port = Port::new("port");
+        port.begin_trace();
+        port.work(5);
+        let good = port.recording().to_bytes().unwrap();
+        let good = good[MAGIC.len() + CHECKSUM_BYTES..].to_vec();
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/recording");
+        orimono_fuzz::fuzz(
+            folder,
+            &[good],
+            orimono_fuzz::inputs(20_000, 1_000_000),
+            |content| {
+                if let Ok(recording) = Recording::from_bytes(&sealed(content)) {
+                    drop(recording.trace.replay());
+                    assert!(recording.to_bytes().is_ok());
+                }
+            },
+        );
+    }
 }

@@ -442,4 +442,21 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn g12_any_damaged_control_request_is_answered() {
+        let mut management = vec![0, 0, 0, 0, 5, 0, 0, 0];
+        management.extend([1, 0, 0x40, 1, 0, 0, 0, 0]);
+        management.extend(7_u64.to_le_bytes());
+        let mut notification = vec![1, 0, 0, 0];
+        notification.extend([0; 12]);
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/control");
+        let inputs = orimono_fuzz::inputs(100_000, 1_000_000);
+        let good = [management, notification];
+        orimono_fuzz::fuzz(folder, &good, inputs, |bytes| match parse(bytes) {
+            ControlRequest::TaskManagement { .. } => assert!(bytes.len() >= 24),
+            ControlRequest::Notification => assert!(bytes.len() >= 16),
+            ControlRequest::Unsupported => {}
+        });
+    }
 }

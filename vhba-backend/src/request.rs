@@ -300,4 +300,48 @@ mod tests {
             }
         }
     }
+
+    /// Sizes of both halves of the chain, then the request.
+    #[test]
+    fn g12_any_damaged_request_is_answered() {
+        let chain = |readable: u64, writable: u64| {
+            let sizes = [readable.to_le_bytes(), writable.to_le_bytes()];
+            [sizes.as_flattened(), &header()].concat()
+        };
+        let good = [chain(51, 108 + 4096), chain(51 + 512, 108), chain(51, 107)];
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/request");
+        orimono_fuzz::fuzz(
+            folder,
+            &good,
+            orimono_fuzz::inputs(100_000, 1_000_000),
+            |bytes| {
+                let Some((sizes, rest)) = bytes.split_first_chunk::<16>() else {
+                    return;
+                };
+                let Some(header) = rest.first_chunk() else {
+                    return;
+                };
+                let (readable, writable) = sizes.split_at(8);
+                let size = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+                let (readable, writable) = (size(readable), size(writable));
+                if check_sizes(readable, writable).is_err() {
+                    return;
+                }
+                match parse(header, readable, writable) {
+                    Ok(request) => {
+                        let data = request.data_in_bytes.max(request.data_out_bytes);
+                        assert!(data as usize <= TRANSFER_BYTES_MAX);
+                        assert_eq!(request.data_in_bytes.min(request.data_out_bytes), 0);
+                        let event = lun::to_event(request.lun);
+                        let known = request.lun[0] == 0xc1 || event.is_some();
+                        assert!(known, "{:?}", request.lun);
+                    }
+                    Err(Refusal::Answer(response)) => {
+                        assert!(response.encode().len() as u64 <= writable)
+                    }
+                    Err(Refusal::Unanswerable) => panic!("its sizes were good"),
+                }
+            },
+        );
+    }
 }

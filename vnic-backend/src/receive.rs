@@ -316,4 +316,57 @@ mod tests {
             }
         }
     }
+
+    /// What the fabric brings, for guests that agreed to some of the offloads: the first byte.
+    #[test]
+    fn p01_any_damaged_frame_is_fitted_or_dropped() {
+        let frame = |offloads: u8, header: [u8; 12], ethertype: [u8; 2], rest: &[u8]| {
+            [&[offloads], &header[..], &[2; 12], &ethertype, rest].concat()
+        };
+        let mut packet = [
+            0x45, 0, 0, 60, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ]
+        .to_vec();
+        packet.extend([7; 40]);
+        let mut packet6 = vec![0x60, 0, 0, 0, 0, 20, 17, 64];
+        packet6.extend([3; 60]);
+        let tagged = [&[0, 5, 8, 0], &packet[..]].concat();
+        let good = [
+            frame(0, [0; 12], [8, 0], &packet),
+            frame(0, [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0], [8, 0], &packet),
+            frame(3, [1, 1, 54, 0, 20, 0, 34, 0, 16, 0, 0, 0], [8, 0], &packet),
+            frame(
+                31,
+                [1, 5, 42, 0, 20, 0, 54, 0, 6, 0, 1, 0],
+                [0x86, 0xdd],
+                &packet6,
+            ),
+            frame(1, [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0x81, 0], &tagged),
+        ];
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/receive");
+        orimono_fuzz::fuzz(
+            folder,
+            &good,
+            orimono_fuzz::inputs(100_000, 1_000_000),
+            |bytes| {
+                let Some((agreed, payload)) = bytes.split_first() else {
+                    return;
+                };
+                let has = |bit: u8| agreed & bit != 0;
+                let offloads = Offloads {
+                    checksum: has(1),
+                    tso4: has(2),
+                    tso6: has(4),
+                    ecn: has(8),
+                    uso: has(16),
+                };
+                if let Ok(incoming) = prepare(payload, offloads) {
+                    let length = incoming.frame.len();
+                    assert_eq!(incoming.header.check(length, offloads), Ok(()));
+                    assert_eq!(length + 12, payload.len());
+                }
+                crate::steering::flow_hash(payload);
+            },
+        );
+    }
 }

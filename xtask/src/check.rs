@@ -24,6 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pki", &[]),
     ("scsi-target", &[]),
     ("fabric-payload", &[]),
+    ("orimono-fuzz", &[]),
     ("guest-init", &[]),
     ("fabric-transport", &["qos"]),
     ("qos-monitor", &["qos", "fabric-transport"]),

@@ -119,7 +119,39 @@ impl NewPath {
 }
 
 /// Changes of path that an endpoint remembers.
-const PATH_CHANGES_MAX: usize = 64;
+pub const PATH_CHANGES_MAX: usize = 64;
+
+/// The last [`PATH_CHANGES_MAX`] changes of path of one session. Whoever has it still sees them when the
+/// session is over.
+#[derive(Debug, Clone, Default)]
+pub struct PathLog(Arc<Mutex<VecDeque<PathChange>>>);
+
+impl PathLog {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<PathChange>> {
+        // Whole between any two statements: going on is safe.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The oldest first.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<PathChange> {
+        self.lock().iter().cloned().collect()
+    }
+
+    /// Whether both are of one session.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn push(&self, change: PathChange) {
+        let mut changes = self.lock();
+        if changes.len() == PATH_CHANGES_MAX {
+            changes.pop_front();
+        }
+        changes.push_back(change);
+    }
+}
 
 /// DATA bytes that may be underway on one link: 5 ms of the session's rate, 256 KiB to 4 MiB.
 ///
@@ -288,7 +320,7 @@ struct Core {
     /// When the timer rings, or rang last.
     timer_at: MonotonicTime,
     /// The newest last.
-    path_changes: VecDeque<PathChange>,
+    path_changes: PathLog,
 }
 
 /// One end of a session.
@@ -356,7 +388,7 @@ impl Endpoint {
             devices: FxHashMap::default(),
             profiles: Profiles::default(),
             timer_at: MonotonicTime::ZERO,
-            path_changes: VecDeque::new(),
+            path_changes: PathLog::default(),
         };
         let endpoint = Arc::new(Self {
             core: Mutex::new(core),
@@ -407,10 +439,10 @@ impl Endpoint {
         self.lock().session.paths().collect()
     }
 
-    /// The last 64 changes of path, the newest last.
+    /// The last changes of path.
     #[must_use]
-    pub fn path_changes(&self) -> Vec<PathChange> {
-        self.lock().path_changes.iter().cloned().collect()
+    pub fn path_changes(&self) -> PathLog {
+        self.lock().path_changes.clone()
     }
 
     /// Has the frames of both directions go by link `path`.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::reassembly::Reassembly;
-use super::{Directory, Endpoint, LaneClient, LaneSet, NewPath, PATH_CHANGES_MAX, Receipt, now};
+use super::{Directory, Endpoint, LaneClient, LaneSet, NewPath, Receipt, now};
 use crate::frame::{self, DeviceId, FrameError, FrameHeader, VirtualLane};
 use crate::link::{Filled, LinkReceiver, fill_or_spin, spin_allowed};
 use crate::session::{CloseReason, PathCause, Role, SessionEvent, SessionState};
@@ -479,11 +479,7 @@ impl SessionThread {
                     gap_us = change.gap.as_micros(),
                     "frames go by another link"
                 );
-                let mut core = endpoint.lock();
-                if core.path_changes.len() == PATH_CHANGES_MAX {
-                    core.path_changes.pop_front();
-                }
-                core.path_changes.push_back(change);
+                endpoint.lock().path_changes.push(change);
             }
         }
     }

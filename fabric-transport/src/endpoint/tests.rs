@@ -559,7 +559,7 @@ fn frames_survive_cuts(features: u64) {
         }
         assert!(to.change(|log| log.down.is_empty()));
     }
-    assert!(!host_side.endpoint.path_changes().is_empty());
+    assert!(!host_side.endpoint.path_changes().to_vec().is_empty());
 }
 
 #[test]
@@ -616,7 +616,7 @@ fn operator_moves_the_frames_of_both_directions() {
     }
     send_all(&host, &host.lanes(), frame(&[1]));
     assert_eq!(director.wait(|log| log.received.pop_front()), [1]);
-    let change = host_side.endpoint.path_changes().pop().unwrap();
+    let change = host_side.endpoint.path_changes().to_vec().pop().unwrap();
     assert_eq!(
         (change.from, change.to, change.cause),
         (1, 2, PathCause::Operator)

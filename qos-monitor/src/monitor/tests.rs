@@ -465,8 +465,38 @@ fn links_are_listed_and_chosen_and_a_port_has_none() {
     assert_eq!(change.cause, "switched over by the operator");
     present.lock().unwrap().take();
     assert_eq!(client.paths().unwrap()[0].session, None);
+    // What happened is still there, and by whom.
+    let [kept] = &client.path_changes().unwrap()[..] else {
+        panic!("one change")
+    };
+    assert_eq!(
+        (kept.peer.as_str(), kept.from, kept.to, kept.cause.as_str()),
+        ("d1", 1, 2, change.cause.as_str())
+    );
     let reason = refusal(client.switchover("host1 uplink", 1).unwrap_err());
     assert!(reason.contains("no session now"), "{reason}");
     drop(monitor);
     session.end();
+}
+
+#[test]
+fn a_standby_is_listed_behind_the_session_with_the_devices() {
+    let (one, other) = (TwoLinks::new(), TwoLinks::new());
+    let present = Mutex::new(Some(one.host.clone()));
+    let present = Arc::new(present);
+    let (seen, standby) = (present.clone(), other.host.clone());
+    let link = LinkHop::new("host1 uplink", HashMap::new(), move || {
+        seen.lock().unwrap().clone()
+    });
+    let link = link.with_standby(move || Some(standby.clone()));
+    let sessions = link.paths();
+    assert_eq!(sessions.len(), 2);
+    assert!(sessions.iter().all(|it| it.session.is_some()));
+    present.lock().unwrap().take();
+    assert_eq!(link.paths().len(), 1);
+    // Sessions without a change are not kept: one that is over is gone.
+    assert_eq!(link.path_changes(), []);
+    for session in [one, other] {
+        session.end();
+    }
 }

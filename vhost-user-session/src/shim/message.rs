@@ -303,6 +303,10 @@ impl<'a> Payload<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::super::memory_table::MemoryTable;
+    use super::super::rings::Rings;
     use super::*;
 
     fn check(number: u32, flags: u32, bytes: u32) -> Result<Request, Refusal> {
@@ -343,5 +347,101 @@ mod tests {
             let served = Request::from_number(number).is_ok();
             assert_ne!(served, not_offered(number).is_some(), "{number}");
         }
+    }
+
+    /// Messages as they come from the socket, one after the other, on rings and a memory table that keep
+    /// what they were told. A script is a number of descriptors, then the message.
+    fn serve(script: &[u8]) {
+        let mut rings = Rings::new(4, 256);
+        let mut table = MemoryTable::new(true);
+        let mut rest = script;
+        while let Some((descriptors, bytes)) = rest.split_first() {
+            let Some((raw, payload)) = bytes.split_first_chunk() else {
+                return;
+            };
+            let header = Header::parse(*raw);
+            let Ok(request) = header.check() else {
+                return;
+            };
+            assert!(header.size() <= PAYLOAD_BYTES_MAX);
+            let Some((payload, others)) = payload.split_at_checked(header.size()) else {
+                return;
+            };
+            rest = others;
+            let count = usize::from(*descriptors).min(request.descriptors_max());
+            let file = || std::fs::File::open("/dev/null").unwrap().into();
+            let files: Vec<OwnedFd> = std::iter::repeat_with(file).take(count).collect();
+            let body = Payload::new(request, payload);
+            let index = match request {
+                Request::SetMemTable => {
+                    if let Ok(checked) = table.check(&body, &files) {
+                        table.accept(checked);
+                    }
+                    continue;
+                }
+                Request::SetVringNum => rings.set_size(&body).map(|()| 0),
+                Request::SetVringBase => rings.check_base(&body).map(|()| 0),
+                Request::SetVringAddr => rings.set_addresses(&body, &table).map(|_| 0),
+                Request::GetVringBase => rings.index(&body),
+                Request::SetVringEnable => rings.enable(&body).map(|(index, _)| index),
+                Request::SetVringKick | Request::SetVringCall | Request::SetVringErr => {
+                    rings.descriptor_index(&body, &files)
+                }
+                _ => {
+                    // Those whose payload is one number, or none.
+                    assert!(payload.is_empty() || body.u64_at(0).is_ok());
+                    continue;
+                }
+            };
+            let Ok(index) = index else {
+                continue;
+            };
+            assert!(index < 4);
+            match request {
+                Request::SetVringKick if rings.check_start(index, files.is_empty()).is_ok() => {
+                    rings.started(index);
+                }
+                Request::GetVringBase => rings.stopped(index),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn f01_any_messages_are_answered() {
+        let message = |descriptors, request: Request, payload: &[u8]| {
+            let message = Header::new(request, VERSION, payload.len()).message(payload);
+            [vec![descriptors], message].concat()
+        };
+        let words = |words: &[u64]| {
+            words
+                .iter()
+                .flat_map(|it| it.to_le_bytes())
+                .collect::<Vec<_>>()
+        };
+        let ring = |value: u32| [1_u32.to_le_bytes(), value.to_le_bytes()].concat();
+        let table = [words(&[1]), words(&[0x1000, 0x10000, 0x7000_0000, 0])].concat();
+        let addresses = words(&[1, 0x7000_0000, 0x7000_1000, 0x7000_2000, 0]);
+        let good = [
+            message(1, Request::SetMemTable, &table),
+            [
+                message(0, Request::SetVringNum, &ring(256)),
+                message(0, Request::SetVringBase, &ring(7)),
+                message(0, Request::SetVringAddr, &addresses),
+                message(1, Request::SetVringKick, &words(&[1])),
+                message(0, Request::SetVringEnable, &ring(1)),
+                message(0, Request::GetVringBase, &ring(0)),
+            ]
+            .concat(),
+            message(0, Request::GetFeatures, &[]),
+            message(0, Request::SetFeatures, &words(&[1 << 32])),
+        ];
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/message");
+        orimono_fuzz::fuzz(
+            folder,
+            &good,
+            orimono_fuzz::inputs(50_000, 1_000_000),
+            serve,
+        );
     }
 }

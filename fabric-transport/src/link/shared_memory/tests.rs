@@ -561,3 +561,163 @@ fn links_leave_no_descriptor_and_no_mapping_behind() {
     }
     assert_eq!(used(), before);
 }
+
+/// A peer that says and writes whatever it likes, driven by the bytes of a script: at every step the
+/// link answers, with an error at the latest, and none of its calls goes on for ever.
+fn suffer(script: &[u8]) {
+    let (peer, mut link) = Peer::connect();
+    let mut queue = SendQueue::default();
+    queue.push(frame(100, 0), true);
+    let words = [
+        Word::Head,
+        Word::Tail,
+        Word::ConsumerSleeps,
+        Word::ProducerSleeps,
+    ];
+    // The rest of a step that is cut short is 0.
+    for step in script.chunks(8) {
+        let mut bytes = [0; 8];
+        bytes[..step.len()].copy_from_slice(step);
+        let [what, which, data @ ..] = bytes;
+        let value = u32::from_le_bytes(*data.first_chunk().unwrap());
+        let ring = if which & 1 == 0 {
+            peer.outward()
+        } else {
+            peer.inward()
+        };
+        match what % 5 {
+            0 => ring
+                .store(words[usize::from(which >> 1 & 3)], value)
+                .unwrap(),
+            1 => ring
+                .write(value as usize % (RING_BYTES_MIN as usize - 6), &data)
+                .unwrap(),
+            // A whole frame, published.
+            2 => {
+                let good = frame(usize::from(which), value);
+                let at = ring.load(Word::Head).unwrap();
+                let space = RING_BYTES_MIN as usize - good.frame_bytes();
+                ring.write(at as usize % space, good.frame()).unwrap();
+                let end = at.wrapping_add(u32::try_from(good.frame_bytes()).unwrap());
+                ring.store(Word::Head, end).unwrap();
+            }
+            3 => drop((&peer.socket).write(&data[..usize::from(which % 6) + 1])),
+            _ => {}
+        }
+        if link.receiver.fill().is_err() || link.receiver.frames().is_err() {
+            return;
+        }
+        if link.sender.send(&mut queue).is_err() {
+            return;
+        }
+        peer.heard();
+    }
+}
+
+#[test]
+fn p06_any_content_of_the_rings_is_answered() {
+    let step = |what, which, value: u32| {
+        let mut step = vec![what, which];
+        step.extend(value.to_le_bytes());
+        step.resize(8, 0);
+        step
+    };
+    let good = [
+        step(2, 10, 0),
+        [step(2, 0, 0), step(2, 100, 1), step(3, 0, 0)].concat(),
+        [step(1, 0, 0), step(0, 0, 6), step(0, 0, 64 * 1024)].concat(),
+        [step(0, 3, 50), step(0, 5, 1), step(0, 7, 1), step(4, 0, 0)].concat(),
+    ];
+    let folder = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/corpus/shared-memory-ring"
+    );
+    orimono_fuzz::fuzz(folder, &good, orimono_fuzz::inputs(1000, 200_000), suffer);
+}
+
+#[test]
+fn p03_any_greeting_of_a_shared_memory_link_is_answered() {
+    let good = [
+        Greeting::new(RING_BYTES_MIN).as_bytes().to_vec(),
+        Greeting::new(RING_BYTES).as_bytes().to_vec(),
+        frame(4, 0).frame().to_vec(),
+    ];
+    let mapping = Mapping::create(RING_BYTES_MIN).unwrap();
+    let folder = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/corpus/shared-memory-greeting"
+    );
+    orimono_fuzz::fuzz(
+        folder,
+        &good,
+        orimono_fuzz::inputs(5000, 200_000),
+        |bytes| {
+            let (socket, accepting) = UnixStream::pair().unwrap();
+            if !bytes.is_empty() {
+                greet(&socket, bytes, &[mapping.as_fd()]);
+            }
+            let mut link = accepted(accepting, Path::new("/test")).unwrap();
+            for _ in 0..3 {
+                if link.receiver.fill().is_err() {
+                    return;
+                }
+                assert!(link.receiver.frames().unwrap().is_empty());
+            }
+            // What it waits for has not come, or it is the one greeting there is.
+            let right = bytes.get(..32) == Some(Greeting::new(RING_BYTES_MIN).as_bytes());
+            assert!(right || bytes.is_empty());
+        },
+    );
+}
+
+/// The peer writes the ring's bytes and words while they are read.
+#[test]
+fn p06_a_ring_that_changes_while_it_is_read_is_answered() {
+    let rounds = if std::env::var_os("ORIMONO_TEST_FULL").is_some() {
+        5000
+    } else {
+        100
+    };
+    for round in 0..rounds {
+        let (peer, mut link) = Peer::connect();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut random = orimono_fuzz::Rng::with_seed(round);
+                let (ring, good) = (peer.outward(), frame(200, 0));
+                let mut head = 0_u32;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let space = RING_BYTES_MIN as usize - good.frame_bytes();
+                    let noise: [u8; 7] = std::array::from_fn(|_| random.u8(..));
+                    ring.write(random.usize(..space), &noise).unwrap();
+                    ring.write(head as usize % space, good.frame()).unwrap();
+                    head = head.wrapping_add(random.u32(..300));
+                    // It goes too far ahead now and then.
+                    let lie = if random.u8(..) == 0 {
+                        random.u32(..)
+                    } else {
+                        0
+                    };
+                    ring.store(Word::Head, head.wrapping_add(lie)).unwrap();
+                    ring.swap(Word::ConsumerSleeps, random.u32(..2)).unwrap();
+                }
+            });
+            for _ in 0..1000 {
+                if link.receiver.fill().is_err() {
+                    break;
+                }
+                match link.receiver.frames() {
+                    // What was found is ours: it does not change any more.
+                    Ok(frames) => {
+                        for frame in &frames {
+                            let length = FrameHeader::frame_bytes(frame);
+                            assert_eq!(length, Ok(Some(frame.len())));
+                        }
+                    }
+                    Err(_) => break,
+                }
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+}
