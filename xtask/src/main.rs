@@ -8,6 +8,7 @@
 mod bench;
 mod check;
 mod demo;
+mod fuzz;
 mod guest;
 mod model;
 mod setup;
@@ -46,6 +47,8 @@ enum Task {
     Check(check::Check),
     /// Replays simulated fabrics by their seed
     Sim(sim::Sim),
+    /// Looks for new input of the parsers, guided by coverage
+    Fuzz(fuzz::Fuzz),
     /// Prints figures as ratios to a reference of the same run
     Bench(bench::Bench),
     /// Boots one guest and runs a command in it, or hands over a shell
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Task::Model(task) => model::run(&task),
         Task::Check(task) => check::run(&task),
         Task::Sim(task) => sim::run(&task),
+        Task::Fuzz(task) => fuzz::run(&task),
         Task::Bench(task) => bench::run(&task),
         Task::Guest(task) => guest::run(&task),
     };
