@@ -49,22 +49,25 @@ impl Negotiated {
 
     /// What frames from the guest may ask for.
     pub(crate) const fn transmit_offloads(self) -> Offloads {
+        let checksum = self.has(VIRTIO_NET_F_CSUM);
         Offloads {
-            checksum: self.has(VIRTIO_NET_F_CSUM),
-            tso4: self.has(VIRTIO_NET_F_HOST_TSO4),
-            tso6: self.has(VIRTIO_NET_F_HOST_TSO6),
-            ecn: self.has(VIRTIO_NET_F_HOST_ECN),
+            checksum,
+            tso4: checksum && self.has(VIRTIO_NET_F_HOST_TSO4),
+            tso6: checksum && self.has(VIRTIO_NET_F_HOST_TSO6),
+            ecn: checksum && self.has(VIRTIO_NET_F_HOST_ECN),
             uso: false,
         }
     }
 
-    /// What frames to the guest may ask for.
+    /// What frames to the guest may ask for. Segmentation without the checksum bit, which a driver must
+    /// not choose (virtio 1.2 section 5.1.3.1), is none: each segment would need a checksum.
     pub(crate) const fn receive_offloads(self) -> Offloads {
+        let checksum = self.has(VIRTIO_NET_F_GUEST_CSUM);
         Offloads {
-            checksum: self.has(VIRTIO_NET_F_GUEST_CSUM),
-            tso4: self.has(VIRTIO_NET_F_GUEST_TSO4),
-            tso6: self.has(VIRTIO_NET_F_GUEST_TSO6),
-            ecn: self.has(VIRTIO_NET_F_GUEST_ECN),
+            checksum,
+            tso4: checksum && self.has(VIRTIO_NET_F_GUEST_TSO4),
+            tso6: checksum && self.has(VIRTIO_NET_F_GUEST_TSO6),
+            ecn: checksum && self.has(VIRTIO_NET_F_GUEST_ECN),
             uso: false,
         }
     }
@@ -109,6 +112,13 @@ mod tests {
             ..Offloads::ALL
         };
         assert_eq!(offered(1, offloads), offered(1, Offloads::default()));
+    }
+
+    #[test]
+    fn segmentation_without_checksum_counts_for_nothing() {
+        let features = Negotiated(0b111 << 7 | 0b111 << 11);
+        assert_eq!(features.receive_offloads(), Offloads::default());
+        assert_eq!(features.transmit_offloads(), Offloads::default());
     }
 
     #[test]
