@@ -1,4 +1,4 @@
-//! The Debian packages that guests need, and their installation.
+//! The Debian packages that guests and suites need, and their installation.
 //!
 //! Nothing here guesses: a package is there when dpkg says so or when its program is in `PATH`,
 //! and what apt is going to do is said before it does it.
@@ -33,8 +33,8 @@ pub struct Package {
     pub purpose: &'static str,
 }
 
-/// All that booting a guest needs beyond a Rust toolchain.
-pub const PACKAGES: [Package; 8] = [
+/// All that guests and suites need beyond a Rust toolchain.
+pub const PACKAGES: [Package; 9] = [
     package("qemu-system-x86", "qemu-system-x86_64", "runs the guests"),
     package("kmod", "depmod", "orders the guest's kernel modules"),
     package("busybox-static", "busybox", "shell of the guests"),
@@ -46,6 +46,7 @@ pub const PACKAGES: [Package; 8] = [
     ),
     package("iperf3", "iperf3", "network load in guests"),
     package("fio", "fio", "storage load in guests"),
+    package("tgt", "tgtd", "iSCSI target of suites"),
     package("sg3-utils", "sg_inq", "SCSI commands in guests"),
 ];
 

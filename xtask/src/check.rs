@@ -25,6 +25,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("scsi-target", &[]),
     ("fabric-payload", &[]),
     ("orimono-fuzz", &[]),
+    ("iscsi-initiator", &[]),
     ("guest-init", &[]),
     ("fabric-transport", &["qos"]),
     ("qos-monitor", &["qos", "fabric-transport"]),
@@ -94,6 +95,7 @@ const CORES: &[&str] = &[
     "fabric-payload/src",
     "fabric-transport/src/session",
     "edge-switch/src/relay",
+    "iscsi-initiator/src/session",
 ];
 
 /// What a pure core must not name.
