@@ -247,7 +247,7 @@ fn wrong_values_name_line_object_problem_and_next_step() {
         (
             "\"unix:/run/orimono/director1\"",
             "\"unix:x\"",
-            "line 4: director director1: \"unix:x\" is no link address; write tls:ADDRESS:PORT, tcp:ADDRESS:PORT, unix:/PATH or shm:/PATH",
+            "line 4: director director1: \"unix:x\" is no link address; write tls:ADDRESS:PORT, tcp:ADDRESS:PORT, rdma:ADDRESS:PORT, unix:/PATH or shm:/PATH",
         ),
         (
             "host = \"host1\"",

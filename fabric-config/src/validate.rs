@@ -242,10 +242,9 @@ impl Validator<'_> {
             return Ok(None);
         };
         let meeting = self.meeting(object, group, interface)?;
-        let is_file = |address: &LinkAddress| {
-            matches!(address, LinkAddress::Unix(_) | LinkAddress::SharedMemory(_))
-        };
-        let offers = !listen.iter().all(is_file);
+        let is_kept =
+            |address: &LinkAddress| !matches!(address, LinkAddress::Tcp(_) | LinkAddress::Tls(_));
+        let offers = !listen.iter().all(is_kept);
         self.require(object, group, offers, || Problem::NothingToOffer)?;
         Ok(Some(meeting))
     }

@@ -1,7 +1,7 @@
 //! The fabric between a host agent and an I/O director.
 //!
 //! A **session** joins one host to one director. It runs over one to four **links** (in-process,
-//! shared memory, Unix or TCP), outlives each of them, and carries **lanes**: one flow-controlled, ordered stream of frames for each device,
+//! shared memory, Unix, TCP or RDMA), outlives each of them, and carries **lanes**: one flow-controlled, ordered stream of frames for each device,
 //! direction and [virtual lane](frame::VirtualLane). No frame is ever dropped inside: a sender
 //! that has no credit waits, and only its own device waits with it.
 //!
@@ -17,7 +17,8 @@
 //! Read first: InfiniBand Architecture Specification volume 1 section 7.9 (link flow control),
 //! from which blocks, FCTBS and FCCL are taken.
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "rdma"), forbid(unsafe_code))]
+#![cfg_attr(feature = "rdma", deny(unsafe_code))]
 
 pub mod acceptor;
 pub mod control;

@@ -1,9 +1,9 @@
-//! Kernel and initramfs of the guests, in a cache folder.
+//! Kernel and initramfs of the guests, in a cache folder; one folder for each [`Recipe`].
 //!
 //! | path in the cache | what |
 //! | --- | --- |
 //! | `lock` | held while the rest is looked at or made: tests start at the same time |
-//! | `kernel/` | Debian's cloud kernel package, unpacked, with `modules.dep` |
+//! | `kernel/` | Debian's kernel package, unpacked, with `modules.dep` |
 //! | `guest-init-target/` | cargo's folder for PID 1 |
 //! | `initramfs.cpio` | not compressed: unpacking costs more under TCG than copying |
 //! | `tools.cpio` | programs with large libraries, a disk of the guest, unpacked at first use |
@@ -13,6 +13,7 @@
 
 mod kernel;
 mod root;
+pub mod soft_roce;
 
 use std::{
     collections::BTreeSet,
@@ -30,12 +31,12 @@ use crate::{
     elf,
     emulator::in_path,
     kernel_modules::ModulesError,
-    packages::PackageError,
+    packages::{KERNEL_META_PACKAGE, PackageError},
     tool::{self, ToolError},
 };
 
 /// To be raised when the layout below changes without a change of any file.
-const RECIPE: u32 = 3;
+const RECIPE: u32 = 4;
 /// Target of PID 1; its glibc is linked statically.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Programs of the host that guests get, and the package each is from.
@@ -111,6 +112,29 @@ pub enum ImageError {
     },
 }
 
+/// What an image has beyond what all have.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    /// The meta package of the kernel.
+    pub kernel: &'static str,
+    /// Modules that are loaded at boot after the usual ones, in this order.
+    pub modules: &'static [&'static str],
+    /// Programs, libraries and other files of the host, which stand at the same path in the guest
+    /// with all libraries that they need.
+    pub files: BTreeSet<PathBuf>,
+}
+
+impl Default for Recipe {
+    /// Debian's cloud kernel, and nothing more.
+    fn default() -> Self {
+        Self {
+            kernel: KERNEL_META_PACKAGE,
+            modules: &[],
+            files: BTreeSet::new(),
+        }
+    }
+}
+
 /// A kernel and an initramfs that fit each other.
 #[derive(Clone, Debug)]
 pub struct GuestImage {
@@ -150,6 +174,19 @@ impl GuestImage {
     ///
     /// [`ImageError`].
     pub fn ensure_telling(cache: &Path, tell: &mut dyn FnMut(&str)) -> Result<Self, ImageError> {
+        Self::ensure_recipe(cache, &Recipe::default(), tell)
+    }
+
+    /// As [`Self::ensure_telling`], with more in it. Each recipe needs a cache of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError`].
+    pub fn ensure_recipe(
+        cache: &Path,
+        recipe: &Recipe,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Self, ImageError> {
         fs::create_dir_all(cache).map_err(file("create", cache))?;
         // Paths go to QEMU and to cargo, which may run in other folders.
         let cache = &fs::canonicalize(cache).map_err(file("find", cache))?;
@@ -157,24 +194,25 @@ impl GuestImage {
         let lock = File::create(&lock_path).map_err(file("create", &lock_path))?;
         lock.lock().map_err(file("lock", &lock_path))?;
 
-        let kernel = Kernel::ensure(cache, tell)?;
+        let kernel = Kernel::ensure(cache, recipe.kernel, tell)?;
         let image = Self {
             kernel: kernel.image.clone(),
             kernel_version: kernel.version.clone(),
             initramfs: cache.join("initramfs.cpio"),
             tools: cache.join("tools.cpio"),
         };
-        let (programs, late) = (programs()?, find_all(&LATE_PROGRAMS)?);
-        let recipe = recipe(&kernel, programs.union(&late));
+        let (mut programs, late) = (programs()?, find_all(&LATE_PROGRAMS)?);
+        programs.extend(recipe.files.iter().cloned());
+        let line = recipe_line(&kernel, recipe.modules, programs.union(&late));
         let inputs_path = cache.join("initramfs.inputs");
-        if image.is_there() && inputs_are_unchanged(&inputs_path, &recipe) {
+        if image.is_there() && inputs_are_unchanged(&inputs_path, &line) {
             return Ok(image);
         }
         tell("building the guest's initramfs");
         let init = build_guest_init(cache)?;
         let mut root = Root::default();
         root.add_init(&init);
-        root.add_modules(&kernel)?;
+        root.add_modules(&kernel, recipe.modules)?;
         root.add_programs(&programs)?;
         let tools = root.split_off(&late)?;
         // The list goes first: a crash in between leaves an old list or none, never a wrong one.
@@ -184,7 +222,7 @@ impl GuestImage {
         let mut sources = guest_init_sources()?;
         sources.extend(root.inputs);
         sources.extend(tools.inputs);
-        let text = inputs_text(&recipe, &sources);
+        let text = inputs_text(&line, &sources);
         replace(&inputs_path, |out| {
             io::Write::write_all(out, text.as_bytes())
         })?;
@@ -295,8 +333,13 @@ fn find_all(programs: &[(&str, &str)]) -> Result<BTreeSet<PathBuf>, ImageError> 
 }
 
 /// One line that changes when something other than a file's content does.
-fn recipe<'a>(kernel: &Kernel, programs: impl Iterator<Item = &'a PathBuf>) -> String {
-    let mut text = format!("recipe {RECIPE} kernel {} programs", kernel.version);
+fn recipe_line<'a>(
+    kernel: &Kernel,
+    modules: &[&str],
+    programs: impl Iterator<Item = &'a PathBuf>,
+) -> String {
+    let (version, modules) = (&kernel.version, modules.join(" "));
+    let mut text = format!("recipe {RECIPE} kernel {version} modules {modules} programs");
     for path in programs {
         text.push(' ');
         text.push_str(&path.to_string_lossy());

@@ -27,11 +27,28 @@ pub const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
 pub struct Package {
     /// Its name.
     pub name: &'static str,
-    /// A program it brings; a copy of it from anywhere will do.
+    /// A program it brings, a copy of which from anywhere will do; empty if it brings none.
     pub program: &'static str,
     /// What it is needed for.
     pub purpose: &'static str,
 }
+
+/// What building with the feature `rdma`, and guests with soft-RoCE, need beyond [`PACKAGES`]. The
+/// kernel of these guests is downloaded and not installed.
+pub const RDMA_PACKAGES: [Package; 4] = [
+    package("cmake", "cmake", "builds rdma-mummy-sys"),
+    package(
+        "libclang-dev",
+        "",
+        "reads the headers of RDMA for rdma-mummy-sys",
+    ),
+    package("librdmacm1", "", "connection manager of RDMA, for guests"),
+    package(
+        "ibverbs-providers",
+        "",
+        "libibverbs with soft-RoCE, for guests",
+    ),
+];
 
 /// All that guests and suites need beyond a Rust toolchain.
 pub const PACKAGES: [Package; 9] = [
@@ -96,9 +113,16 @@ pub enum PackageError {
 /// The packages of [`PACKAGES`] that are not there.
 #[must_use]
 pub fn missing() -> Vec<Package> {
-    PACKAGES
-        .into_iter()
+    missing_of(&PACKAGES)
+}
+
+/// Those of `packages` that are not there.
+#[must_use]
+pub fn missing_of(packages: &[Package]) -> Vec<Package> {
+    packages
+        .iter()
         .filter(|package| !is_there(package))
+        .copied()
         .collect()
 }
 
@@ -106,7 +130,8 @@ fn is_there(package: &Package) -> bool {
     // An emulator from elsewhere replaces the package.
     let elsewhere = package.program == "qemu-system-x86_64"
         && std::env::var_os(crate::emulator::QEMU_VARIABLE).is_some();
-    elsewhere || in_path(package.program).is_some() || dpkg_knows(package.name)
+    let program = !package.program.is_empty() && in_path(package.program).is_some();
+    elsewhere || program || dpkg_knows(package.name)
 }
 
 fn dpkg_knows(name: &str) -> bool {

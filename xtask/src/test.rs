@@ -1,10 +1,13 @@
 //! `cargo xtask test`: every suite, or the ones that are named.
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use orimono_qemu::{GuestImage, image};
+use orimono_qemu::image::soft_roce;
+use orimono_qemu::{GuestImage, image, packages};
+use serde_json::Value;
 
 use crate::check::root;
 use crate::{model, say, setup};
@@ -15,7 +18,7 @@ pub(crate) struct Test {
     /// The suites to run; all of them when none is named
     #[arg(value_enum)]
     suites: Vec<Suite>,
-    /// Also the slow cases and, when no suite is named, the models
+    /// Also the slow cases, RDMA in a guest and, when no suite is named, the models
     #[arg(long)]
     full: bool,
     /// Only tests whose name contains this
@@ -80,6 +83,9 @@ pub(crate) fn run(test: &Test) -> Result<ExitCode> {
     if suites.contains(&Suite::Guest) {
         GuestImage::ensure_telling(&image::default_cache(), &mut say)?;
     }
+    let rdma = (test.full && suites.contains(&Suite::Guest))
+        .then(rdma_tests)
+        .transpose()?;
     let mut failed = Vec::new();
     for suite in suites {
         let started = Instant::now();
@@ -87,7 +93,7 @@ pub(crate) fn run(test: &Test) -> Result<ExitCode> {
         say(&format!("test {name}"));
         let mut passed = true;
         for arguments in suite.runs() {
-            passed &= cargo_test(arguments, test)?;
+            passed &= cargo_test(arguments, test, rdma.as_ref())?;
         }
         let verdict = if passed { "ok" } else { "FAILED" };
         say(&format!(
@@ -128,7 +134,41 @@ pub(crate) fn build_programs() -> Result<()> {
     Ok(())
 }
 
-fn cargo_test(arguments: &[&str], test: &Test) -> Result<bool> {
+/// Builds the tests of fabric-transport with RDMA, and the guest that has a device for them;
+/// installs what that needs first, after saying so.
+fn rdma_tests() -> Result<PathBuf> {
+    let missing = packages::missing_of(&packages::RDMA_PACKAGES);
+    for package in &missing {
+        say(&format!("missing: {} ({})", package.name, package.purpose));
+    }
+    packages::install(&missing, &mut say).context("cannot install packages for RDMA")?;
+    say("building the tests of RDMA links");
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root()?)
+        .args(["test", "--locked", "--no-run", "--lib"])
+        .args(["--package", "fabric-transport", "--features", "rdma"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .context("cannot run cargo test")?;
+    if !output.status.success() {
+        bail!("the tests of RDMA links do not build");
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let messages = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    let program = messages
+        .filter_map(|message: Value| Some(message.get("executable")?.as_str()?.into()))
+        .next_back();
+    let program: PathBuf = program.context("cargo names no test program of fabric-transport")?;
+    let recipe = soft_roce::recipe([program.clone()])?;
+    GuestImage::ensure_recipe(&soft_roce::default_cache(), &recipe, &mut say)
+        .context("cannot make the image of a guest with RDMA")?;
+    Ok(program)
+}
+
+fn cargo_test(arguments: &[&str], test: &Test, rdma: Option<&PathBuf>) -> Result<bool> {
     let mut command = Command::new(env!("CARGO"));
     command
         .current_dir(root()?)
@@ -136,6 +176,9 @@ fn cargo_test(arguments: &[&str], test: &Test) -> Result<bool> {
         .args(arguments);
     if test.full {
         command.env("ORIMONO_TEST_FULL", "1");
+    }
+    if let Some(program) = rdma {
+        command.env("ORIMONO_RDMA_TESTS", program);
     }
     if let Some(filter) = &test.filter {
         command

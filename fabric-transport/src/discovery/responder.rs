@@ -145,7 +145,7 @@ fn offered(address: &LinkAddress, local: IpAddr) -> Option<String> {
             Some(LinkAddress::Tls(SocketAddr::new(local, socket.port())).to_string())
         }
         LinkAddress::Tcp(_) | LinkAddress::Tls(_) => Some(address.to_string()),
-        LinkAddress::Unix(_) | LinkAddress::SharedMemory(_) => None,
+        LinkAddress::Unix(_) | LinkAddress::SharedMemory(_) | LinkAddress::Rdma(_) => None,
     }
 }
 

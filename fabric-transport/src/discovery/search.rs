@@ -198,7 +198,7 @@ impl Search {
     }
 }
 
-/// An address that there can be.
+/// An address that there can be, and for which no host lacks the device.
 fn usable(text: &str) -> Option<LinkAddress> {
     let address: LinkAddress = text.parse().ok()?;
     let usable = match &address {
@@ -207,6 +207,7 @@ fn usable(text: &str) -> Option<LinkAddress> {
             !ip.is_unspecified() && !ip.is_multicast() && socket.port() != 0
         }
         LinkAddress::Unix(_) | LinkAddress::SharedMemory(_) => true,
+        LinkAddress::Rdma(_) => false,
     };
     usable.then_some(address)
 }

@@ -8,6 +8,8 @@ mod buffer;
 mod in_process;
 mod options;
 mod queue;
+#[cfg(feature = "rdma")]
+mod rdma;
 mod shared_memory;
 mod stream;
 mod tls;
@@ -27,6 +29,8 @@ use crate::frame::FrameError;
 pub use in_process::in_process_pair;
 pub use options::{LinkOptions, LinkRefused};
 pub use queue::SendQueue;
+#[cfg(all(test, feature = "rdma"))]
+pub(crate) use rdma::tests::pair as rdma_pair;
 pub use stream::{Listener, connect};
 #[cfg(test)]
 pub(crate) use tls::tests::{Lab as TlsLab, tls_pair};
@@ -167,12 +171,15 @@ pub enum LinkAddress {
     /// `shm:PATH`: shared memory, for a host agent beside its director. The two meet at the Unix
     /// socket PATH and must run as one user, or the host agent as root.
     SharedMemory(PathBuf),
+    /// `rdma:ADDRESS:PORT`: a queue pair of an RDMA device. Only for programs that were built with
+    /// the feature `rdma`; others refuse it ([`LinkRefused::NoRdma`]).
+    Rdma(SocketAddr),
 }
 
 /// A text that is no link address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is no link address; write tls:ADDRESS:PORT, tcp:ADDRESS:PORT, unix:/PATH or shm:/PATH"
+    "{text:?} is no link address; write tls:ADDRESS:PORT, tcp:ADDRESS:PORT, rdma:ADDRESS:PORT, unix:/PATH or shm:/PATH"
 )]
 pub struct LinkAddressError {
     /// What was given.
@@ -189,6 +196,7 @@ impl FromStr for LinkAddress {
         match text.split_once(':').ok_or_else(error)? {
             ("tcp", address) => address.parse().map(Self::Tcp).map_err(|_parse| error()),
             ("tls", address) => address.parse().map(Self::Tls).map_err(|_parse| error()),
+            ("rdma", address) => address.parse().map(Self::Rdma).map_err(|_parse| error()),
             ("unix", path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
             ("shm", path) if path.starts_with('/') => Ok(Self::SharedMemory(path.into())),
             _ => Err(error()),
@@ -201,6 +209,7 @@ impl fmt::Display for LinkAddress {
         match self {
             Self::Tcp(address) => write!(f, "tcp:{address}"),
             Self::Tls(address) => write!(f, "tls:{address}"),
+            Self::Rdma(address) => write!(f, "rdma:{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::SharedMemory(path) => write!(f, "shm:{}", path.display()),
         }
@@ -218,11 +227,13 @@ pub(crate) fn ring(event: &EventFd) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::frame::{DeviceId, FrameBuffer, FrameHeader, FrameKind, VirtualLane};
+    use nix::poll::{PollFd, PollFlags, poll};
+    use std::os::fd::AsFd;
 
-    pub(super) fn sealed(payload: &[u8], sequence: u32) -> FrameBuffer {
+    pub(crate) fn sealed(payload: &[u8], sequence: u32) -> FrameBuffer {
         let mut frame = FrameBuffer::from_payload(payload);
         let header = FrameHeader {
             version: 2,
@@ -241,8 +252,32 @@ mod tests {
         frame
     }
 
+    /// The next link of a listener, waited for: a connection may take a moment after `connect`.
+    pub(crate) fn accepted(listener: &Listener) -> Link {
+        loop {
+            if let Some(link) = listener.accept().unwrap() {
+                return link;
+            }
+            let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            assert_ne!(poll(&mut fds, 20_000_u16), Ok(0), "nobody connects");
+        }
+    }
+
+    /// Waits with the descriptor alone, as a session does, until the link says something.
+    pub(crate) fn outcome(link: &mut Link) -> io::Result<Filled> {
+        loop {
+            match link.receiver.fill() {
+                Ok(Filled::Blocked) => {
+                    let mut fds = [PollFd::new(link.receiver.poll_fd(), PollFlags::POLLIN)];
+                    assert_ne!(poll(&mut fds, 20_000_u16), Ok(0), "nothing happens");
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Sends `count` frames through a link whose far end reads at its own pace.
-    pub(super) fn frames_cross(mut near: Link, mut far: Link) {
+    pub(crate) fn frames_cross(mut near: Link, mut far: Link) {
         const COUNT: u32 = 3000;
         let mut queue = SendQueue::default();
         let (mut queued, mut arrived) = (0, 0);
@@ -266,9 +301,7 @@ mod tests {
             }
         }
         drop(near);
-        let mut fills = std::iter::repeat_with(|| far.receiver.fill().unwrap());
-        let end = fills.find(|filled| *filled != Filled::Some);
-        assert_eq!(end, Some(Filled::End));
+        while outcome(&mut far).unwrap() == Filled::Some {}
     }
 
     #[test]
@@ -378,11 +411,34 @@ mod tests {
     }
 
     #[test]
+    fn rdma_needs_its_feature_and_stays_on_this_machine_unless_it_is_wanted() {
+        let check = |text: &str, insecure| {
+            let address = text.parse().unwrap();
+            let refused = LinkRefused::check(&address, false, insecure);
+            refused.map_err(|refused| refused.to_string())
+        };
+        for (text, insecure) in [("rdma:192.0.2.1:1", true), ("rdma:127.0.0.1:1", false)] {
+            match check(text, insecure) {
+                Ok(()) => assert!(cfg!(feature = "rdma")),
+                Err(error) => {
+                    assert!(!cfg!(feature = "rdma"), "{error}");
+                    assert!(
+                        error.contains("--features fabric-transport/rdma"),
+                        "{error}"
+                    );
+                }
+            }
+        }
+        assert!(check("rdma:192.0.2.1:1", false).is_err());
+    }
+
+    #[test]
     fn addresses_read_as_they_are_written() {
         for text in [
             "tcp:127.0.0.1:7471",
             "tcp:[::1]:7471",
             "tls:192.0.2.1:7471",
+            "rdma:192.0.2.1:7471",
             "unix:/run/orimono/fabric",
             "shm:/run/orimono/fabric",
         ] {
@@ -393,6 +449,7 @@ mod tests {
             "tcp:",
             "tcp:localhost",
             "tls:host1:7471",
+            "rdma:host1:7471",
             "udp:127.0.0.1:1",
             "unix:relative",
             "shm:relative",

@@ -13,7 +13,7 @@ pub struct LinkOptions {
     /// The director that is connected to. Its certificate must carry this name; without one, any
     /// certificate of the CA will do.
     pub director: Option<String>,
-    /// Whether `tcp:` may leave the machine.
+    /// Whether `tcp:` and `rdma:` may leave the machine.
     pub insecure: bool,
 }
 
@@ -41,10 +41,12 @@ impl LinkOptions {
             LinkAddress::Unix(_) | LinkAddress::SharedMemory(_) => {
                 |address| LinkRefused::DiscoveredFile { address }
             }
-            LinkAddress::Tcp(_) if self.tls.is_some() => {
+            LinkAddress::Tcp(_) | LinkAddress::Rdma(_) if self.tls.is_some() => {
                 |address| LinkRefused::Downgrade { address }
             }
-            LinkAddress::Tcp(_) | LinkAddress::Tls(_) => return self.check(address),
+            LinkAddress::Tcp(_) | LinkAddress::Rdma(_) | LinkAddress::Tls(_) => {
+                return self.check(address);
+            }
         };
         Err(refusal(address.clone()))
     }
@@ -73,6 +75,15 @@ pub enum LinkRefused {
         /// The address.
         address: LinkAddress,
     },
+    /// This program was built without RDMA.
+    #[error(
+        "{address} needs RDMA, which this program was built without: build it with \
+         `--features fabric-transport/rdma`"
+    )]
+    NoRdma {
+        /// The address.
+        address: LinkAddress,
+    },
     /// No certificate for TLS.
     #[error("{address} needs a certificate; set ca, cert and key of tls")]
     NoCertificate {
@@ -82,14 +93,17 @@ pub enum LinkRefused {
 }
 
 impl LinkRefused {
-    /// Whether a process with or without a certificate may have a link at `address`: plain TCP
-    /// must be on loopback, unless it is wanted to be `insecure`.
+    /// Whether a process with or without a certificate may have a link at `address`: plain TCP and
+    /// RDMA must be on loopback, unless they are wanted to be `insecure`.
     ///
     /// # Errors
     /// It may not.
     pub fn check(address: &LinkAddress, has_certificate: bool, insecure: bool) -> Result<(), Self> {
         let refusal = match address {
-            LinkAddress::Tcp(socket) if !insecure && !socket.ip().to_canonical().is_loopback() => {
+            LinkAddress::Rdma(_) if !cfg!(feature = "rdma") => |address| Self::NoRdma { address },
+            LinkAddress::Tcp(socket) | LinkAddress::Rdma(socket)
+                if !insecure && !socket.ip().to_canonical().is_loopback() =>
+            {
                 |address| Self::Insecure { address }
             }
             LinkAddress::Tls(_) if !has_certificate => |address| Self::NoCertificate { address },

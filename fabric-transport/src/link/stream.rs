@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::buffer::ReceiveBuffer;
+#[cfg(feature = "rdma")]
+use super::rdma::{self, RdmaListener};
 use super::tls::{self, TlsConfig};
 use super::{
     BATCH_FRAMES_MAX, Filled, Link, LinkAddress, LinkOptions, LinkReceiver, LinkRefused,
@@ -39,6 +41,10 @@ pub fn connect(
         LinkAddress::SharedMemory(path) => {
             shared_memory::connected(UnixStream::connect(path)?, path)
         }
+        #[cfg(feature = "rdma")]
+        LinkAddress::Rdma(socket) => rdma::connect(*socket, patience),
+        #[cfg(not(feature = "rdma"))]
+        LinkAddress::Rdma(_) => Err(no_rdma(address)),
     }
 }
 
@@ -54,6 +60,12 @@ fn tls_config<'a>(
         })
 }
 
+#[cfg(not(feature = "rdma"))]
+fn no_rdma(address: &LinkAddress) -> io::Error {
+    let address = address.clone();
+    LinkRefused::NoRdma { address }.into()
+}
+
 /// A director's listening socket.
 #[derive(Debug)]
 pub enum Listener {
@@ -65,6 +77,9 @@ pub enum Listener {
     Unix(UnixListener, UnixSocketFile),
     /// On the Unix socket where the sides of shared-memory links meet.
     SharedMemory(UnixListener, UnixSocketFile),
+    /// On RDMA devices.
+    #[cfg(feature = "rdma")]
+    Rdma(RdmaListener),
 }
 
 /// The file of a Unix socket, removed when dropped.
@@ -99,6 +114,10 @@ impl Listener {
                 let (listener, file) = bind_unix(path)?;
                 Self::SharedMemory(listener, file)
             }
+            #[cfg(feature = "rdma")]
+            LinkAddress::Rdma(socket) => Self::Rdma(RdmaListener::bind(*socket)?),
+            #[cfg(not(feature = "rdma"))]
+            LinkAddress::Rdma(_) => return Err(no_rdma(address)),
         };
         Ok(listener)
     }
@@ -113,6 +132,8 @@ impl Listener {
             Self::Tls(listener, _) => LinkAddress::Tls(listener.local_addr()?),
             Self::Unix(_, file) => LinkAddress::Unix(file.0.clone()),
             Self::SharedMemory(_, file) => LinkAddress::SharedMemory(file.0.clone()),
+            #[cfg(feature = "rdma")]
+            Self::Rdma(listener) => LinkAddress::Rdma(listener.address()),
         })
     }
 
@@ -134,6 +155,8 @@ impl Listener {
             Self::SharedMemory(listener, file) => listener
                 .accept()
                 .and_then(|(stream, _)| shared_memory::accepted(stream, &file.0)),
+            #[cfg(feature = "rdma")]
+            Self::Rdma(listener) => listener.accept(),
         };
         match link {
             Ok(link) => Ok(Some(link)),
@@ -148,6 +171,8 @@ impl AsFd for Listener {
         match self {
             Self::Tcp(listener) | Self::Tls(listener, _) => listener.as_fd(),
             Self::Unix(listener, _) | Self::SharedMemory(listener, _) => listener.as_fd(),
+            #[cfg(feature = "rdma")]
+            Self::Rdma(listener) => listener.as_fd(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use super::{ImageError, entries, file, program_missing, tool};
 use crate::{
     emulator::in_path,
-    packages::{self, KERNEL_META_PACKAGE, PackageError},
+    packages::{self, PackageError},
     tool as host,
 };
 
@@ -23,12 +23,16 @@ pub(super) struct Kernel {
 
 impl Kernel {
     /// The kernel in `cache/kernel`, downloaded if there is none.
-    pub(super) fn ensure(cache: &Path, tell: &mut dyn FnMut(&str)) -> Result<Self, ImageError> {
+    pub(super) fn ensure(
+        cache: &Path,
+        meta_package: &str,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Self, ImageError> {
         let folder = cache.join("kernel");
         if let Some(kernel) = Self::in_folder(&folder) {
             return Ok(kernel);
         }
-        let package = packages::with_package_lists(tell, |_tell| kernel_package())
+        let package = packages::with_package_lists(tell, |_tell| kernel_package(meta_package))
             .map_err(ImageError::Kernel)?;
         let temporary = tempfile::Builder::new()
             .prefix("kernel-")
@@ -90,9 +94,9 @@ impl Kernel {
 }
 
 /// The kernel that the meta package depends on today.
-fn kernel_package() -> Result<String, PackageError> {
+fn kernel_package(meta_package: &str) -> Result<String, PackageError> {
     let mut depends = Command::new("apt-cache");
-    depends.args(["depends", KERNEL_META_PACKAGE]);
+    depends.args(["depends", meta_package]);
     let text = packages::apt(&mut depends)?;
     String::from_utf8_lossy(&text)
         .lines()
@@ -100,6 +104,6 @@ fn kernel_package() -> Result<String, PackageError> {
         .find(|name| name.starts_with("linux-image-"))
         .map(str::to_owned)
         .ok_or_else(|| PackageError::Unknown {
-            name: KERNEL_META_PACKAGE.to_owned(),
+            name: meta_package.to_owned(),
         })
 }

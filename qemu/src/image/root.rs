@@ -114,8 +114,8 @@ impl Root {
         self.nodes.insert("dev/console".to_owned(), Node::Console);
     }
 
-    /// Kernel modules, and the list of those PID 1 loads.
-    pub(super) fn add_modules(&mut self, kernel: &Kernel) -> Result<(), ImageError> {
+    /// Kernel modules, and the list of those PID 1 loads: the usual ones and `more`.
+    pub(super) fn add_modules(&mut self, kernel: &Kernel, more: &[&str]) -> Result<(), ImageError> {
         let text = |name: &str| {
             let path = kernel.modules.join(name);
             fs::read_to_string(&path).map_err(file("read", &path))
@@ -123,7 +123,7 @@ impl Root {
         let dep = text("modules.dep")?;
         let list = ModuleList::parse(&dep, &text("modules.builtin")?);
         let folder = format!("/lib/modules/{}", kernel.version);
-        let boot = list.load_order(&MODULES)?;
+        let boot = list.load_order(&[&MODULES, more].concat())?;
         for module in boot.iter().chain(&list.load_order(&MODULES_ON_DEMAND)?) {
             let from = kernel.modules.join(module);
             self.add(
@@ -259,8 +259,11 @@ fn shared_libraries(programs: &BTreeSet<PathBuf>) -> Result<BTreeSet<PathBuf>, I
     let mut dynamic = Vec::new();
     for path in programs {
         let bytes = fs::read(path).map_err(file("read", path))?;
-        // ldd fails for static programs, and sg3-utils has a script or two.
-        if bytes.starts_with(b"\x7fELF") && !elf::is_static_program(&bytes) {
+        // ldd fails for static programs, and sg3-utils has a script or two. A library looks like a
+        // static program: it names no dynamic linker.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_static = elf::is_static_program(&bytes) && !name.contains(".so");
+        if bytes.starts_with(b"\x7fELF") && !is_static {
             dynamic.push(path);
         }
     }

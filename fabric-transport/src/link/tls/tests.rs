@@ -82,7 +82,9 @@ fn socket(listener: &Listener) -> TcpStream {
         LinkAddress::Tcp(address) | LinkAddress::Tls(address) => {
             TcpStream::connect(address).unwrap()
         }
-        LinkAddress::Unix(_) | LinkAddress::SharedMemory(_) => panic!("not TCP"),
+        LinkAddress::Unix(_) | LinkAddress::SharedMemory(_) | LinkAddress::Rdma(_) => {
+            panic!("not TCP")
+        }
     }
 }
 
