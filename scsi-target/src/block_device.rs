@@ -140,6 +140,13 @@ pub trait BlockDevice: Send + Sync {
         Ok(())
     }
 
+    /// Most blocks that one [`Self::write`] changes wholly or not at all, wherever they are: also
+    /// when the power fails, and as every read sees it. 0, the default: none. Read once, at the
+    /// creation of the logical unit.
+    fn atomic_write_blocks(&self) -> u32 {
+        0
+    }
+
     /// The state of the block at `lba` and of how many that follow it. The default cannot tell.
     ///
     /// # Errors

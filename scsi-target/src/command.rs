@@ -2,12 +2,14 @@
 
 use crate::cdb::Cdb;
 use crate::command_table::{self, Access, Command};
-use crate::logical_unit::LogicalUnit;
+use crate::logical_unit::{Features, LogicalUnit, UnitState};
 use crate::nexus::{Attachment, ItNexus};
 use crate::opcode;
+use crate::port_groups::RunsIn;
 use crate::read_write::BlockRange;
+use crate::sanitize::Sanitize;
 use crate::sense::{AdditionalSense, Sense, SenseKey};
-use crate::task::TaskAttribute;
+use crate::task::{Status, TaskAttribute};
 use crate::unit_attention::UnitAttention;
 
 /// A command on its way: where it came from, its CDB and its data.
@@ -19,6 +21,10 @@ pub(crate) struct CommandContext<'a> {
     pub(crate) data_out: &'a [u8],
     pub(crate) data_out_used_bytes: usize,
     pub(crate) data_in: &'a mut Vec<u8>,
+    /// What a command ends with that does not fail: GOOD, or RESERVATION CONFLICT.
+    pub(crate) status: Status,
+    /// See [`Completion::preempted_ports`](crate::Completion::preempted_ports).
+    pub(crate) preempted_ports: Vec<u64>,
 }
 
 impl<'a> CommandContext<'a> {
@@ -34,9 +40,12 @@ impl<'a> CommandContext<'a> {
             .and_then(|needed| self.data_out.get(..needed));
         let Some(data) = data else {
             return Err(Sense::illegal(match self.cdb.opcode() {
-                opcode::MODE_SELECT_6 | opcode::MODE_SELECT_10 | opcode::UNMAP => {
-                    AdditionalSense::PARAMETER_LIST_LENGTH_ERROR
-                }
+                opcode::MODE_SELECT_6
+                | opcode::MODE_SELECT_10
+                | opcode::UNMAP
+                | opcode::PERSISTENT_RESERVE_OUT
+                | opcode::MAINTENANCE_OUT
+                | opcode::EXTENDED_COPY => AdditionalSense::PARAMETER_LIST_LENGTH_ERROR,
                 _ => AdditionalSense::INVALID_FIELD_IN_CDB,
             }));
         };
@@ -59,7 +68,8 @@ pub(crate) fn reply(data_in: &mut Vec<u8>, bytes: &[u8], allocation_bytes: u64) 
 
 /// Runs a command on a unit.
 ///
-/// Order: unit attention, operation code, CDB bits, readiness, write protection, the command.
+/// Order: unit attention, operation code, CDB bits, access state of the port, sanitizing,
+/// reservations, readiness, write protection, the command.
 pub(crate) fn execute(
     context: &mut CommandContext<'_>,
     cdb_bytes: usize,
@@ -74,29 +84,62 @@ pub(crate) fn execute(
         return Err(condition.sense());
     }
     let unit = context.unit();
-    let command = check_cdb(&context.cdb, cdb_bytes, unit.thin())?;
+    let command = check_cdb(&context.cdb, cdb_bytes, unit.features())?;
     if attribute == TaskAttribute::Aca {
         return Err(Sense::illegal(AdditionalSense::INVALID_FIELD_IN_CDB));
     }
-    if command.access != Access::None {
-        let state = unit.state();
-        if state.stopped {
-            return Err(stopped());
-        }
-        if command.access == Access::Write {
-            let additional = if unit.read_only() {
-                Some(AdditionalSense::WRITE_PROTECTED)
-            } else if state.mode.software_write_protect {
-                Some(AdditionalSense::SOFTWARE_WRITE_PROTECTED)
-            } else {
-                None
-            };
-            if let Some(additional) = additional {
-                return Err(Sense::new(SenseKey::DataProtect, additional));
-            }
-        }
+    let nexus = context.nexus.id();
+    let state = unit.state();
+    if command.runs_in != RunsIn::Any {
+        let access_state = unit.port_groups().state_of_port(nexus.target_port);
+        command.runs_in.check(access_state)?;
+        check_sanitize(state.sanitize, opcode)?;
     }
+    let reserved = unit
+        .reservations()
+        .conflict(nexus, command.reserved, &context.cdb);
+    if reserved {
+        context.status = Status::ReservationConflict;
+        return Ok(());
+    }
+    check_ready(unit, state, command.access)?;
     (command.run)(context)
+}
+
+/// Refuses a command that the unit, sanitized at this moment or without success, cannot run.
+fn check_sanitize(sanitize: Sanitize, opcode: u8) -> Result<(), Sense> {
+    let may_run = matches!(sanitize, Sanitize::Failed { .. }) && opcode == opcode::SANITIZE;
+    match sanitize.sense() {
+        Some(sense) if !may_run => Err(sense),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what a stopped or write protected unit cannot do.
+pub(crate) fn check_ready(
+    unit: &LogicalUnit,
+    state: UnitState,
+    access: Access,
+) -> Result<(), Sense> {
+    if access == Access::None {
+        return Ok(());
+    }
+    if state.stopped {
+        return Err(stopped());
+    }
+    let additional = if access != Access::Write {
+        None
+    } else if unit.read_only() {
+        Some(AdditionalSense::WRITE_PROTECTED)
+    } else if state.mode.software_write_protect {
+        Some(AdditionalSense::SOFTWARE_WRITE_PROTECTED)
+    } else {
+        None
+    };
+    match additional {
+        Some(additional) => Err(Sense::new(SenseKey::DataProtect, additional)),
+        None => Ok(()),
+    }
 }
 
 /// NOT READY because of START STOP UNIT.
@@ -120,17 +163,23 @@ pub(crate) fn take_unit_attention(context: &CommandContext<'_>) -> Option<UnitAt
 pub(crate) fn check_cdb(
     cdb: &Cdb,
     cdb_bytes: usize,
-    thin: bool,
+    features: Features,
 ) -> Result<&'static Command, Sense> {
     if cdb_bytes == 0 {
         return Err(Sense::illegal(AdditionalSense::INVALID_OPERATION_CODE));
     }
-    let command = command_table::lookup(cdb.opcode(), cdb.service_action(), thin)
-        .ok_or(Sense::illegal(AdditionalSense::INVALID_OPERATION_CODE))?;
+    let mut of_opcode = command_table::of_opcode(cdb.opcode(), features).peekable();
+    if of_opcode.peek().is_none() {
+        return Err(Sense::illegal(AdditionalSense::INVALID_OPERATION_CODE));
+    }
+    let is_action = |value| value == cdb.service_action();
+    let command = of_opcode
+        .find(|command| command.service_action.is_none_or(is_action))
+        .ok_or(Sense::cdb_field(1, Some(4)))?;
     if cdb_bytes < command.cdb_bytes() {
         return Err(Sense::illegal(AdditionalSense::INVALID_FIELD_IN_CDB));
     }
-    for (at, allowed) in command.allowed(thin).enumerate().skip(1) {
+    for (at, allowed) in command.allowed(features.thin).enumerate().skip(1) {
         let wrong = cdb.byte(at) & !allowed;
         if let Some(bit) = highest_bit(wrong) {
             return Err(Sense::cdb_field(u16::try_from(at).unwrap_or(0), Some(bit)));
@@ -162,7 +211,9 @@ pub fn data_out_bytes(cdb: &[u8], block_bytes: u32) -> u64 {
         | opcode::WRITE_16
         | opcode::WRITE_AND_VERIFY_10
         | opcode::WRITE_AND_VERIFY_12
-        | opcode::WRITE_AND_VERIFY_16 => all_blocks(),
+        | opcode::WRITE_AND_VERIFY_16
+        | opcode::WRITE_ATOMIC_16
+        | opcode::OR_WRITE_16 => all_blocks(),
         opcode::COMPARE_AND_WRITE => all_blocks().saturating_mul(2),
         opcode::VERIFY_10 | opcode::VERIFY_12 | opcode::VERIFY_16 => {
             match (cdb.byte(1) >> 1) & 0x03 {
@@ -174,7 +225,10 @@ pub fn data_out_bytes(cdb: &[u8], block_bytes: u32) -> u64 {
         opcode::WRITE_SAME_10 => block_bytes,
         opcode::WRITE_SAME_16 if !cdb.has(1, 0x01) => block_bytes,
         opcode::MODE_SELECT_6 => cdb.uint(4..5),
-        opcode::MODE_SELECT_10 | opcode::UNMAP => cdb.uint(7..9),
+        opcode::MODE_SELECT_10 | opcode::UNMAP | opcode::SANITIZE => cdb.uint(7..9),
+        opcode::PERSISTENT_RESERVE_OUT => cdb.uint(5..9),
+        opcode::MAINTENANCE_OUT => cdb.uint(6..10),
+        opcode::EXTENDED_COPY => cdb.uint(10..14),
         _ => 0,
     }
 }

@@ -18,6 +18,14 @@ pub(crate) const NO_UNIT: u8 = 0x7F;
 /// Version descriptors: SAM-5, SPC-4, SBC-3, none naming a revision (SPC-4 table 142).
 const VERSION_DESCRIPTORS: [u16; 3] = [0x00A0, 0x0460, 0x04C0];
 
+/// TPGS, byte 5: states change by themselves, and by command.
+const IMPLICIT_ACCESS: u8 = 0x10;
+const EXPLICIT_ACCESS: u8 = 0x20;
+/// 3PC, byte 5: EXTENDED COPY is there.
+const THIRD_PARTY_COPY: u8 = 0x08;
+/// MULTIP, byte 6: more than one target port.
+const MULTIP: u8 = 0x10;
+
 /// Length of standard INQUIRY data here: up to the end of the vendor-independent part.
 const STANDARD_BYTES: usize = 96;
 
@@ -25,11 +33,23 @@ pub(crate) fn inquiry(context: &mut CommandContext<'_>) -> Result<(), Sense> {
     let cdb = context.cdb;
     let unit = context.unit();
     let data = if cdb.has(1, 0x01) {
-        vpd::page(cdb.byte(2), unit).ok_or(Sense::cdb_field(2, Some(7)))?
+        vpd::page(cdb.byte(2), unit, context.nexus.id().target_port)
+            .ok_or(Sense::cdb_field(2, Some(7)))?
     } else {
         refuse_page_code(&cdb)?;
         let identity = unit.identity();
-        standard(DISK, identity.product(), identity.revision())
+        let access = if unit.features().explicit_access {
+            IMPLICIT_ACCESS | EXPLICIT_ACCESS
+        } else {
+            IMPLICIT_ACCESS
+        };
+        let multi_port = if unit.target_ports().len() > 1 {
+            MULTIP
+        } else {
+            0
+        };
+        let flags = [access | THIRD_PARTY_COPY, multi_port];
+        standard(DISK, flags, identity.product(), identity.revision())
     };
     context.reply(&data, cdb.uint(3..5));
     Ok(())
@@ -45,7 +65,7 @@ pub(crate) fn without_unit(cdb: &Cdb, byte_0: u8, data_in: &mut Vec<u8>) -> Resu
         vec![byte_0, 0x00, 0, 1, 0x00]
     } else {
         refuse_page_code(cdb)?;
-        standard(byte_0, b"FABRIC TARGET   ", b"0001")
+        standard(byte_0, [0, 0], b"FABRIC TARGET   ", b"0001")
     };
     reply(data_in, &data, cdb.uint(3..5));
     Ok(())
@@ -66,12 +86,18 @@ const fn refuse_page_code(cdb: &Cdb) -> Result<(), Sense> {
 /// | 2 | version 6: SPC-4 |
 /// | 3 | HISUP, response data format 2 |
 /// | 4 | additional length |
+/// | 5, 6 | TPGS, 3PC, MULTIP: the flags |
 /// | 7 | CMDQUE |
 /// | 8..16, 16..32, 32..36 | vendor, product, revision |
 /// | 58..64 | version descriptors |
-fn standard(byte_0: u8, product: &[u8; 16], revision: &[u8; 4]) -> Vec<u8> {
+fn standard(
+    byte_0: u8,
+    [byte_5, byte_6]: [u8; 2],
+    product: &[u8; 16],
+    revision: &[u8; 4],
+) -> Vec<u8> {
     let mut data = Vec::with_capacity(STANDARD_BYTES);
-    data.extend([byte_0, 0, 6, 0x12, 91, 0, 0, 0x02]);
+    data.extend([byte_0, 0, 6, 0x12, 91, byte_5, byte_6, 0x02]);
     data.extend(VENDOR);
     data.extend(product);
     data.extend(revision);

@@ -1,11 +1,12 @@
 //! A logical unit: identity, medium, and the state all its initiators share.
 //!
-//! Two locks:
+//! Locks:
 //! - `state` (mode pages, stopped) is held for a copy in or out, never during medium I/O;
+//! - `reservations` is held while they change and are stored, never during medium I/O;
 //! - `write_gate` is held during medium I/O by whoever changes the medium: shared by writes,
 //!   alone by COMPARE AND WRITE, which is thereby atomic against them. Reads do without.
 //!
-//! Who needs both takes `write_gate` first.
+//! `write_gate` is taken before `state`, `reservations` before what is pending on a nexus.
 
 use std::fmt;
 use std::sync::{
@@ -15,9 +16,14 @@ use std::sync::{
 use thiserror::Error;
 
 use crate::block_device::{BLOCK_BYTES_ALLOWED, BlockDevice, Provisioning};
+use crate::extended_copy::CopyResult;
 use crate::identity::Identity;
+use crate::maintenance::Clock;
 use crate::mode::ModeParameters;
-use crate::sense::SenseFormat;
+use crate::port_groups::{AccessState, PortGroup, PortGroupError, PortGroups};
+use crate::reservation::{NexusId, ReservationStore, Reservations, StoredReservationsError};
+use crate::sanitize::Sanitize;
+use crate::sense::{AdditionalSense, Sense, SenseFormat, SenseKey};
 use crate::unit_attention::{PendingUnitAttentions, UnitAttention};
 
 /// Most bytes a READ, WRITE, VERIFY or COMPARE AND WRITE may move, advertised as MAXIMUM
@@ -43,13 +49,29 @@ pub enum LogicalUnitError {
 pub(crate) struct UnitState {
     pub(crate) mode: ModeParameters,
     pub(crate) stopped: bool,
+    /// Not changed by resets.
+    pub(crate) sanitize: Sanitize,
 }
 
 impl UnitState {
     const POWER_ON: Self = Self {
         mode: ModeParameters::DEFAULT,
         stopped: false,
+        sanitize: Sanitize::Idle,
     };
+}
+
+/// What a unit can do beyond what every unit can: decides which commands it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Features {
+    /// Blocks may be unmapped.
+    pub(crate) thin: bool,
+    /// There are atomic writes.
+    pub(crate) atomic: bool,
+    /// There is a clock.
+    pub(crate) clock: bool,
+    /// Initiators may set access states.
+    pub(crate) explicit_access: bool,
 }
 
 /// A disk that any number of nexuses may share.
@@ -57,19 +79,33 @@ pub struct LogicalUnit {
     identity: Identity,
     device: Arc<dyn BlockDevice>,
     block_bytes: u32,
-    thin: bool,
+    features: Features,
+    atomic_blocks: u32,
+    port_groups: PortGroups,
+    clock: Option<Arc<dyn Clock>>,
+    reservation_store: Option<Arc<dyn ReservationStore>>,
     state: Mutex<UnitState>,
+    reservations: Mutex<Reservations>,
     nexuses: Mutex<Vec<Weak<NexusState>>>,
     write_gate: RwLock<()>,
 }
 
 /// What a unit knows of one nexus: lives as long as the nexus' LUN.
 #[derive(Debug)]
-pub(crate) struct NexusState(Mutex<PendingUnitAttentions>);
+pub(crate) struct NexusState {
+    id: NexusId,
+    pending: Mutex<PendingUnitAttentions>,
+    copies: Mutex<Vec<CopyResult>>,
+}
 
 impl NexusState {
     pub(crate) fn pending(&self) -> MutexGuard<'_, PendingUnitAttentions> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Results of copies that RECEIVE COPY RESULTS may ask for, oldest first.
+    pub(crate) fn copies(&self) -> MutexGuard<'_, Vec<CopyResult>> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -86,16 +122,85 @@ impl LogicalUnit {
         if device.block_count() == 0 {
             return Err(LogicalUnitError::Empty);
         }
-        let thin = device.provisioning() == Provisioning::Thin;
+        // WRITE ATOMIC(16) has a length of 16 bits and moves no more than other commands.
+        let atomic_blocks = device
+            .atomic_write_blocks()
+            .min(TRANSFER_BYTES_MAX / block_bytes);
+        let features = Features {
+            thin: device.provisioning() == Provisioning::Thin,
+            atomic: atomic_blocks > 0,
+            ..Features::default()
+        };
         Ok(Self {
             identity,
             device,
             block_bytes,
-            thin,
+            features,
+            atomic_blocks,
+            port_groups: PortGroups::default(),
+            clock: None,
+            reservation_store: None,
             state: Mutex::new(UnitState::POWER_ON),
+            reservations: Mutex::default(),
             nexuses: Mutex::new(Vec::new()),
             write_gate: RwLock::new(()),
         })
+    }
+
+    /// With the target ports through which it is reached, in place of one group of one port, 1.
+    /// With `explicit` initiators may set states (SET TARGET PORT GROUPS).
+    ///
+    /// # Errors
+    /// [`PortGroupError`].
+    pub fn with_port_groups(
+        mut self,
+        groups: Vec<PortGroup>,
+        explicit: bool,
+    ) -> Result<Self, PortGroupError> {
+        self.port_groups = PortGroups::new(groups)?;
+        self.features.explicit_access = explicit;
+        Ok(self)
+    }
+
+    /// With persistent reservations that outlive restarts, where an initiator asks for it
+    /// (APTPL). `stored` is what the store was given last; empty if nothing.
+    ///
+    /// # Errors
+    /// [`StoredReservationsError`] when `stored` is damaged.
+    pub fn with_reservation_store(
+        mut self,
+        stored: &[u8],
+        store: Arc<dyn ReservationStore>,
+    ) -> Result<Self, StoredReservationsError> {
+        self.reservations = Mutex::new(Reservations::decode(stored)?);
+        self.reservation_store = Some(store);
+        Ok(self)
+    }
+
+    /// With a clock for REPORT TIMESTAMP.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self.features.clock = true;
+        self
+    }
+
+    /// Its target port groups at this moment.
+    #[must_use]
+    pub fn target_port_groups(&self) -> Vec<PortGroup> {
+        self.port_groups.all()
+    }
+
+    /// Changes the state of a target port group (implicitly, SPC-4 5.15.2.7); if that changes
+    /// something, every nexus is told (2A/06).
+    ///
+    /// # Errors
+    /// [`PortGroupError::NoSuchGroup`].
+    pub fn set_access_state(&self, group: u16, state: AccessState) -> Result<(), PortGroupError> {
+        if self.port_groups.set_implicit(group, state)? {
+            self.establish(UnitAttention::AccessStateChanged, None);
+        }
+        Ok(())
     }
 
     /// Who it is.
@@ -128,7 +233,74 @@ impl LogicalUnit {
 
     /// Whether blocks may be unmapped.
     pub(crate) const fn thin(&self) -> bool {
-        self.thin
+        self.features.thin
+    }
+
+    pub(crate) const fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Most blocks of WRITE ATOMIC; 0 without it.
+    pub(crate) const fn atomic_blocks(&self) -> u32 {
+        self.atomic_blocks
+    }
+
+    pub(crate) const fn port_groups(&self) -> &PortGroups {
+        &self.port_groups
+    }
+
+    /// Relative identifiers of all target ports.
+    pub(crate) fn target_ports(&self) -> Vec<u16> {
+        let groups = self.port_groups.all().into_iter();
+        groups
+            .flat_map(|group| group.ports)
+            .map(|port| port.relative)
+            .collect()
+    }
+
+    /// Zero without a clock, which no command finds.
+    pub(crate) fn unix_milliseconds(&self) -> u64 {
+        let clock = self.clock.as_ref();
+        clock.map_or(0, |clock| clock.unix_milliseconds())
+    }
+
+    pub(crate) fn reservations(&self) -> MutexGuard<'_, Reservations> {
+        // Replaced as a whole: going on after a failure elsewhere is safe.
+        self.reservations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) const fn has_reservation_store(&self) -> bool {
+        self.reservation_store.is_some()
+    }
+
+    /// Makes durable what a restart has to know of `after`.
+    pub(crate) fn store_reservations(
+        &self,
+        before: &Reservations,
+        after: &Reservations,
+    ) -> Result<(), Sense> {
+        let Some(store) = &self.reservation_store else {
+            return Ok(());
+        };
+        let bytes = |reservations: &Reservations| {
+            if reservations.persists {
+                reservations.encode()
+            } else {
+                Vec::new()
+            }
+        };
+        let stored = bytes(after);
+        if bytes(before) == stored {
+            return Ok(());
+        }
+        store.store(&stored).map_err(|_store| {
+            Sense::new(
+                SenseKey::HardwareError,
+                AdditionalSense::INTERNAL_TARGET_FAILURE,
+            )
+        })
     }
 
     /// A block size divides every transfer limit, so the quotients are exact.
@@ -177,17 +349,35 @@ impl LogicalUnit {
         before
     }
 
-    /// Back to power-on state, told to every nexus as `condition`.
+    /// Back to power-on state, told to every nexus as `condition`. Persistent reservations stay.
     pub(crate) fn reset(&self, condition: UnitAttention) {
-        *self.lock_state() = UnitState::POWER_ON;
+        self.update_state(|state| {
+            *state = UnitState {
+                sanitize: state.sanitize,
+                ..UnitState::POWER_ON
+            };
+        });
+        self.reservations().reserved_by = None;
         self.establish(condition, None);
     }
 
+    /// RESERVE of a nexus that is gone ends.
+    pub(crate) fn nexus_lost(&self, nexus: NexusId) {
+        let mut reservations = self.reservations();
+        if reservations.reserved_by == Some(nexus) {
+            reservations.reserved_by = None;
+        }
+    }
+
     /// Registers a nexus, which finds 29/00 pending.
-    pub(crate) fn join(&self) -> Arc<NexusState> {
+    pub(crate) fn join(&self, id: NexusId) -> Arc<NexusState> {
         let mut pending = PendingUnitAttentions::default();
         pending.establish(UnitAttention::PowerOn);
-        let nexus = Arc::new(NexusState(Mutex::new(pending)));
+        let nexus = Arc::new(NexusState {
+            id,
+            pending: Mutex::new(pending),
+            copies: Mutex::default(),
+        });
         let mut nexuses = self.lock_nexuses();
         nexuses.retain(|each| each.strong_count() > 0);
         nexuses.push(Arc::downgrade(&nexus));
@@ -198,6 +388,20 @@ impl LogicalUnit {
     pub(crate) fn establish(&self, condition: UnitAttention, cause: Option<&Arc<NexusState>>) {
         for nexus in self.lock_nexuses().iter().filter_map(Weak::upgrade) {
             if cause.is_none_or(|cause| !Arc::ptr_eq(cause, &nexus)) {
+                nexus.pending().establish(condition);
+            }
+        }
+    }
+
+    /// Makes `condition` pending on the LUNs of one nexus, but not on `cause`.
+    pub(crate) fn establish_on(
+        &self,
+        id: NexusId,
+        condition: UnitAttention,
+        cause: &Arc<NexusState>,
+    ) {
+        for nexus in self.lock_nexuses().iter().filter_map(Weak::upgrade) {
+            if nexus.id == id && !Arc::ptr_eq(cause, &nexus) {
                 nexus.pending().establish(condition);
             }
         }
@@ -224,7 +428,7 @@ impl fmt::Debug for LogicalUnit {
         f.debug_struct("LogicalUnit")
             .field("identity", &self.identity)
             .field("block_bytes", &self.block_bytes)
-            .field("thin", &self.thin)
+            .field("features", &self.features)
             .field("state", &self.state())
             .finish_non_exhaustive()
     }

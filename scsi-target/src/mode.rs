@@ -7,7 +7,7 @@
 use crate::command::CommandContext;
 use crate::logical_unit::LogicalUnit;
 use crate::opcode;
-use crate::sense::{AdditionalSense, Sense, SenseFormat};
+use crate::sense::{AdditionalSense, SENSE_BYTES_MAX, Sense, SenseFormat};
 
 /// What MODE SELECT can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ impl ModeParameters {
     }
 }
 
+/// SPF of byte 0 of a page: it has the long header of subpages.
+pub(crate) const SPF: u8 = 0x40;
 const WCE: u8 = 0x04;
 const RCD: u8 = 0x01;
 const D_SENSE: u8 = 0x04;
@@ -55,39 +57,61 @@ const SWP: u8 = 0x08;
 /// The pages there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ModePage {
+    /// 01h.
+    ReadWriteErrorRecovery,
     /// 08h.
     Caching,
     /// 0Ah.
     Control,
+    /// 0Ah, subpage 01h.
+    ControlExtension,
     /// 1Ch.
     InformationalExceptions,
 }
 
 impl ModePage {
     /// Ascending, as "all pages" must be.
-    const ALL: [Self; 3] = [Self::Caching, Self::Control, Self::InformationalExceptions];
+    const ALL: [Self; 5] = [
+        Self::ReadWriteErrorRecovery,
+        Self::Caching,
+        Self::Control,
+        Self::ControlExtension,
+        Self::InformationalExceptions,
+    ];
 
-    const fn code(self) -> u8 {
+    /// Page code and subpage code.
+    const fn code(self) -> (u8, u8) {
         match self {
-            Self::Caching => 0x08,
-            Self::Control => 0x0A,
-            Self::InformationalExceptions => 0x1C,
+            Self::ReadWriteErrorRecovery => (0x01, 0),
+            Self::Caching => (0x08, 0),
+            Self::Control => (0x0A, 0),
+            Self::ControlExtension => (0x0A, 1),
+            Self::InformationalExceptions => (0x1C, 0),
         }
     }
 
-    /// The page of a code.
-    pub(crate) fn of_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|page| page.code() == code)
+    /// The page of a code and a subpage code.
+    pub(crate) fn of_code(code: u8, subpage: u8) -> Option<Self> {
+        let mut pages = Self::ALL.into_iter();
+        pages.find(|page| page.code() == (code, subpage))
+    }
+
+    /// Bytes of page code, subpage code and length: the long form is that of subpages.
+    pub(crate) const fn header_bytes(self) -> usize {
+        if self.code().1 == 0 { 2 } else { 4 }
     }
 
     /// Page code and length, then:
     ///
     /// | page | byte | field |
     /// | --- | --- | --- |
+    /// | 01h | 2 | AWRE, ARRE: bad blocks are the store's business |
     /// | 08h | 2 | WCE, RCD |
     /// | 0Ah | 2 | TST 001b (a task set for each nexus), D_SENSE, GLTSD |
     /// | 0Ah | 3 | queue algorithm modifier 1: unrestricted reordering |
     /// | 0Ah | 4 | SWP |
+    /// | 0Ah/01h | 4 | IALUAE: access states change by themselves |
+    /// | 0Ah/01h | 6 | most bytes of sense data |
     /// | 1Ch | 2 | DEXCPT: no informational exceptions |
     pub(crate) fn encode(self, parameters: ModeParameters) -> Vec<u8> {
         let bit = |set: bool, mask: u8| if set { mask } else { 0 };
@@ -104,20 +128,29 @@ impl ModePage {
                     0x0A,
                 )
             }
+            Self::ReadWriteErrorRecovery => ([0xC0, 0, 0], 0x0A),
+            Self::ControlExtension => {
+                let sense_bytes = u8::try_from(SENSE_BYTES_MAX).unwrap_or(u8::MAX);
+                ([0x01, 0, sense_bytes], 0x1C)
+            }
             Self::InformationalExceptions => ([0x08, 0, 0], 0x0A),
         };
-        let mut page = vec![self.code(), page_bytes];
+        let mut page = match self.code() {
+            (code, 0) => vec![code, page_bytes],
+            (code, subpage) => vec![SPF | code, subpage, 0, page_bytes],
+        };
         page.extend(fields);
-        page.resize(2 + usize::from(page_bytes), 0);
+        page.resize(self.header_bytes() + usize::from(page_bytes), 0);
         page
     }
 
-    /// The changeable bits, behind the page's code and length.
+    /// The changeable bits, behind the page's header.
     pub(crate) fn changeable(self) -> Vec<u8> {
         let clear = self.encode(ModeParameters::all(false));
         let set = self.encode(ModeParameters::all(true));
         let mask = clear.iter().zip(&set).map(|(clear, set)| clear ^ set);
-        clear.iter().copied().take(2).chain(mask.skip(2)).collect()
+        let header = clear.iter().copied().take(self.header_bytes());
+        header.chain(mask.skip(self.header_bytes())).collect()
     }
 
     /// Takes the changeable bits of a page into `parameters`.
@@ -132,7 +165,9 @@ impl ModePage {
                 parameters.descriptor_sense = has(2, D_SENSE);
                 parameters.software_write_protect = has(4, SWP);
             }
-            Self::InformationalExceptions => {}
+            Self::ReadWriteErrorRecovery
+            | Self::ControlExtension
+            | Self::InformationalExceptions => {}
         }
     }
 }
@@ -169,7 +204,7 @@ pub(crate) fn mode_sense(context: &mut CommandContext<'_>) -> Result<(), Sense> 
     }
     let write_protected = unit.read_only() || parameters.software_write_protect;
     let device_specific = if write_protected { 0x90 } else { 0x10 };
-    // At most 8 + 16 + 20 + 12 + 12 bytes, so a length of one byte always holds it.
+    // At most 8 + 16 + 12 + 20 + 12 + 32 + 12 bytes, so a length of one byte always holds it.
     let descriptor_bytes = u8::try_from(descriptor.len()).unwrap_or(u8::MAX);
     let body_bytes = u8::try_from(body.len()).unwrap_or(u8::MAX);
     let mut data;
@@ -193,18 +228,21 @@ pub(crate) fn mode_sense(context: &mut CommandContext<'_>) -> Result<(), Sense> 
     Ok(())
 }
 
-/// The pages of a page code and subpage code. There are no subpages but 00h, so FFh (all of
-/// them) means the page alone.
+/// The pages of a page code and subpage code: 3Fh means all pages, FFh also their subpages.
 fn selected_pages(code: u8, subpage: u8) -> Result<Vec<ModePage>, Sense> {
-    let pages = if code == 0x3F {
-        ModePage::ALL.to_vec()
-    } else {
-        vec![ModePage::of_code(code).ok_or(Sense::cdb_field(2, Some(5)))?]
-    };
-    match subpage {
-        0x00 | 0xFF => Ok(pages),
-        _ => Err(Sense::cdb_field(3, Some(7))),
+    let of_code = |page: &ModePage| code == 0x3F || page.code().0 == code;
+    let mut pages: Vec<_> = ModePage::ALL.into_iter().filter(of_code).collect();
+    if pages.is_empty() {
+        return Err(Sense::cdb_field(2, Some(5)));
     }
+    if code == 0x3F && !matches!(subpage, 0x00 | 0xFF) {
+        return Err(Sense::cdb_field(3, Some(7)));
+    }
+    pages.retain(|page| subpage == 0xFF || page.code().1 == subpage);
+    if pages.is_empty() {
+        return Err(Sense::cdb_field(3, Some(7)));
+    }
+    Ok(pages)
 }
 
 /// Short: number of blocks (4, FFFFFFFFh when more), reserved, block length (3).
@@ -234,10 +272,13 @@ mod tests {
             (ModePage::Caching, 20),
             (ModePage::Control, 12),
             (ModePage::InformationalExceptions, 12),
+            (ModePage::ReadWriteErrorRecovery, 12),
+            (ModePage::ControlExtension, 32),
         ] {
             let bytes = page.encode(ModeParameters::DEFAULT);
             assert_eq!(bytes.len(), length);
-            assert_eq!(usize::from(bytes[1]) + 2, length);
+            let header_bytes = page.header_bytes();
+            assert_eq!(usize::from(bytes[header_bytes - 1]) + header_bytes, length);
         }
         assert_eq!(ModePage::Caching.changeable()[..4], [0x08, 0x12, 0x05, 0]);
         assert_eq!(

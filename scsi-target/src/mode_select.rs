@@ -3,7 +3,7 @@
 use crate::cdb::be_uint;
 use crate::command::CommandContext;
 use crate::logical_unit::LogicalUnit;
-use crate::mode::{ModePage, ModeParameters, SHORT_DESCRIPTOR_BYTES, block_descriptor};
+use crate::mode::{ModePage, ModeParameters, SHORT_DESCRIPTOR_BYTES, SPF, block_descriptor};
 use crate::opcode;
 use crate::sense::{AdditionalSense, Sense};
 use crate::unit_attention::UnitAttention;
@@ -113,24 +113,32 @@ fn check_page(
     rest: &[u8],
     at: usize,
 ) -> Result<(ModePage, &[u8]), Sense> {
-    // PS and SPF must be zero with the pages here, so byte 0 is the code alone.
-    let (Some(&code), Some(&length)) = (rest.first(), rest.get(1)) else {
+    // PS must be zero in MODE SELECT.
+    let (Some(&first), Some(&second)) = (rest.first(), rest.get(1)) else {
         return Err(TRUNCATED);
     };
-    let page = ModePage::of_code(code).ok_or(Sense::parameter_field(at, None))?;
+    let subpage = if first & SPF == 0 { 0 } else { second };
+    let page = ModePage::of_code(first & !SPF, subpage)
+        .filter(|page| (page.header_bytes() == 4) == (first & SPF != 0))
+        .ok_or(Sense::parameter_field(at, None))?;
     let current = page.encode(parameters);
-    if usize::from(length) + 2 != current.len() {
-        return Err(Sense::parameter_field(at + 1, None));
+    let length_at = page.header_bytes() / 2;
+    let header = rest.get(..page.header_bytes()).ok_or(TRUNCATED)?;
+    if current.get(length_at..page.header_bytes()) != header.get(length_at..) {
+        return Err(Sense::parameter_field(at + length_at, None));
     }
     let bytes = rest.get(..current.len()).ok_or(TRUNCATED)?;
     let fixed_differs = bytes
         .iter()
         .zip(&current)
         .zip(page.changeable())
-        .skip(2)
+        .skip(page.header_bytes())
         .position(|((new, old), changeable)| (new ^ old) & !changeable != 0);
     match fixed_differs {
-        Some(offset) => Err(Sense::parameter_field(at + 2 + offset, None)),
+        Some(offset) => Err(Sense::parameter_field(
+            at + page.header_bytes() + offset,
+            None,
+        )),
         None => Ok((page, bytes)),
     }
 }

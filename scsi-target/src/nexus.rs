@@ -7,9 +7,10 @@ use thiserror::Error;
 
 use crate::command::{self, CommandContext};
 use crate::inquiry;
-use crate::logical_unit::{LogicalUnit, NexusState};
+use crate::logical_unit::{Features, LogicalUnit, NexusState};
 use crate::lun::{Lun, LunAddress};
 use crate::report_luns;
+use crate::reservation::NexusId;
 use crate::sense::{AdditionalSense, Sense, SenseFormat};
 use crate::task::{
     Completion, Status, TaskAttribute, TaskManagementFunction, TaskManagementResponse,
@@ -41,16 +42,26 @@ pub(crate) struct Attachment {
 /// may run on several threads at once, also while LUNs come and go.
 #[derive(Debug)]
 pub struct ItNexus {
-    initiator_port: u64,
+    id: NexusId,
     luns: RwLock<BTreeMap<Lun, Attachment>>,
 }
 
 impl ItNexus {
-    /// A nexus without LUNs; `initiator_port` is the initiator's WWPN or another identifier.
+    /// A nexus without LUNs, through target port 1; `initiator_port` is the initiator's WWPN.
+    /// Under it persistent reservations know the nexus, also the next one of the same name.
     #[must_use]
     pub const fn new(initiator_port: u64) -> Self {
+        Self::through(initiator_port, 1)
+    }
+
+    /// As [`Self::new`], through the target port with this relative identifier.
+    #[must_use]
+    pub const fn through(initiator_port: u64, target_port: u16) -> Self {
         Self {
-            initiator_port,
+            id: NexusId {
+                initiator_port,
+                target_port,
+            },
             luns: RwLock::new(BTreeMap::new()),
         }
     }
@@ -58,7 +69,11 @@ impl ItNexus {
     /// The initiator's WWPN, as given to [`Self::new`].
     #[must_use]
     pub const fn initiator_port(&self) -> u64 {
-        self.initiator_port
+        self.id.initiator_port
+    }
+
+    pub(crate) const fn id(&self) -> NexusId {
+        self.id
     }
 
     /// Adds a LUN. The new unit has 29/00 pending, all others 3F/0E.
@@ -71,7 +86,7 @@ impl ItNexus {
             return Err(AttachError::InUse { lun });
         }
         luns_changed(&luns);
-        let nexus = unit.join();
+        let nexus = unit.join(self.id);
         luns.insert(lun, Attachment { unit, nexus });
         Ok(())
     }
@@ -82,6 +97,7 @@ impl ItNexus {
         let mut luns = self.luns.write().unwrap_or_else(PoisonError::into_inner);
         let removed = luns.remove(&lun)?;
         luns_changed(&luns);
+        removed.unit.nexus_lost(self.id);
         Some(removed.unit)
     }
 
@@ -127,6 +143,8 @@ impl ItNexus {
             LunAddress::Absent => (None, false),
         };
         let mut data_out_used_bytes = 0;
+        let mut good = Status::Good;
+        let mut preempted_ports = Vec::new();
         let result = match &attachment {
             Some(attachment) => {
                 let mut context = CommandContext {
@@ -136,15 +154,19 @@ impl ItNexus {
                     data_out,
                     data_out_used_bytes: 0,
                     data_in,
+                    status: Status::Good,
+                    preempted_ports: Vec::new(),
                 };
                 let result = command::execute(&mut context, cdb.len(), attribute);
                 data_out_used_bytes = context.data_out_used_bytes;
+                good = context.status;
+                preempted_ports = context.preempted_ports;
                 result
             }
             None => self.execute_without_unit(cdb, data_in, well_known),
         };
         let (status, sense) = match result {
-            Ok(()) => (Status::Good, None),
+            Ok(()) => (good, None),
             Err(sense) => {
                 data_in.clear();
                 (Status::CheckCondition, Some(sense))
@@ -162,6 +184,7 @@ impl ItNexus {
             sense_format,
             data_in_offered_bytes,
             data_out_used_bytes,
+            preempted_ports,
         }
     }
 
@@ -170,7 +193,8 @@ impl ItNexus {
     /// The core has no queue: the caller ends the tasks it holds for the LUN (of all nexuses
     /// after LOGICAL UNIT RESET and TARGET RESET, of this one otherwise) and answers QUERY TASK
     /// and QUERY TASK SET itself. What remains is done here: checking the LUN, putting mode
-    /// pages and power state back, and unit attentions on the right nexuses.
+    /// pages and power state back, ending what RESERVE reserved, and unit attentions on the right
+    /// nexuses.
     pub fn task_management(
         &self,
         function: TaskManagementFunction,
@@ -187,6 +211,7 @@ impl ItNexus {
             }
             Function::ItNexusReset => {
                 for attachment in self.read_luns().values() {
+                    attachment.unit.nexus_lost(self.id);
                     attachment
                         .nexus
                         .pending()
@@ -260,10 +285,10 @@ impl ItNexus {
         };
         match cdb.opcode() {
             opcode::INQUIRY | opcode::REPORT_LUNS | opcode::REQUEST_SENSE => {
-                command::check_cdb(&cdb, length, false)?;
+                command::check_cdb(&cdb, length, Features::default())?;
             }
             opcode::TEST_UNIT_READY if well_known => {
-                return command::check_cdb(&cdb, length, false).map(|_| ());
+                return command::check_cdb(&cdb, length, Features::default()).map(|_| ());
             }
             _ if well_known => {
                 return Err(Sense::illegal(AdditionalSense::INVALID_OPERATION_CODE));

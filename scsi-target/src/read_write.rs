@@ -1,4 +1,4 @@
-//! READ and WRITE of all CDB lengths (SBC-3 5.11 ff, 5.37 ff), and block ranges.
+//! READ and WRITE of all CDB lengths (SBC-3 5.11 ff, 5.37 ff), PRE-FETCH, and block ranges.
 
 use crate::cdb::Cdb;
 use crate::command::CommandContext;
@@ -22,6 +22,7 @@ impl BlockRange {
     pub(crate) fn parse(cdb: &Cdb) -> Self {
         let (lba, blocks) = match cdb.opcode() {
             opcode::COMPARE_AND_WRITE => (cdb.uint(2..10), cdb.uint(13..14)),
+            opcode::WRITE_ATOMIC_16 => (cdb.uint(2..10), cdb.uint(12..14)),
             0x00..=0x1F => (
                 cdb.uint(1..4) & 0x1F_FFFF,
                 match cdb.uint(4..5) {
@@ -90,4 +91,21 @@ pub(crate) fn write(context: &mut CommandContext<'_>) -> Result<(), Sense> {
     let durable = unit.durable(fua(&context.cdb));
     unit.device().write(range.lba, data, durable)?;
     Ok(())
+}
+
+/// WRITE ATOMIC (SBC-4 5.48): as WRITE, but no longer than the device can write at once.
+pub(crate) fn write_atomic(context: &mut CommandContext<'_>) -> Result<(), Sense> {
+    let unit = context.unit();
+    let range = BlockRange::parse(&context.cdb);
+    range.check_capacity(unit)?;
+    if range.blocks > u64::from(unit.atomic_blocks()) {
+        return Err(Sense::cdb_field(12, Some(7)));
+    }
+    write(context)
+}
+
+/// PRE-FETCH (SBC-3 5.8, 5.9). There is no cache here that could hold the blocks, for which GOOD
+/// stands; CONDITION MET would promise that it does.
+pub(crate) fn pre_fetch(context: &mut CommandContext<'_>) -> Result<(), Sense> {
+    BlockRange::parse(&context.cdb).check_capacity(context.unit())
 }

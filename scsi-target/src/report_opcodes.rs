@@ -3,6 +3,7 @@
 
 use crate::command::CommandContext;
 use crate::command_table::{self, Command};
+use crate::logical_unit::Features;
 use crate::sense::Sense;
 
 /// SUPPORT field: not supported.
@@ -23,11 +24,11 @@ const TIMEOUTS: [u8; 12] = [0x00, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// service action; 3: either. RCTD adds timeouts descriptors.
 pub(crate) fn report_opcodes(context: &mut CommandContext<'_>) -> Result<(), Sense> {
     let cdb = context.cdb;
-    let thin = context.unit().thin();
+    let features = context.unit().features();
     let timeouts = cdb.has(2, 0x80);
     let opcode = cdb.byte(3);
     let service_action = cdb.uint(4..6);
-    let of_opcode = || command_table::supported(thin).filter(|command| command.opcode() == opcode);
+    let of_opcode = || command_table::of_opcode(opcode, features);
     let exact = || {
         of_opcode().find(|command| {
             command
@@ -39,13 +40,17 @@ pub(crate) fn report_opcodes(context: &mut CommandContext<'_>) -> Result<(), Sen
     let has_service_actions = of_opcode().any(|command| command.service_action.is_some());
     let wrong_option = Sense::cdb_field(2, Some(2));
     let data = match cdb.byte(2) & 0x07 {
-        0 => all_commands(thin, timeouts),
+        0 => all_commands(features, timeouts),
         1 if has_service_actions => return Err(wrong_option),
-        1 => one_command(plain(), thin, timeouts),
+        1 => one_command(plain(), features.thin, timeouts),
         2 if plain().is_some() => return Err(wrong_option),
-        2 => one_command(exact(), thin, timeouts),
-        3 if has_service_actions => one_command(exact(), thin, timeouts),
-        3 => one_command(plain().filter(|_| service_action == 0), thin, timeouts),
+        2 => one_command(exact(), features.thin, timeouts),
+        3 if has_service_actions => one_command(exact(), features.thin, timeouts),
+        3 => one_command(
+            plain().filter(|_| service_action == 0),
+            features.thin,
+            timeouts,
+        ),
         _ => return Err(wrong_option),
     };
     let allocation_bytes = cdb.uint(6..10);
@@ -55,9 +60,9 @@ pub(crate) fn report_opcodes(context: &mut CommandContext<'_>) -> Result<(), Sen
 
 /// Header with the length, then for each command: operation code, reserved, service action (2),
 /// reserved, CTDP and SERVACTV, CDB length (2), timeouts.
-fn all_commands(thin: bool, timeouts: bool) -> Vec<u8> {
+fn all_commands(features: Features, timeouts: bool) -> Vec<u8> {
     let mut list = Vec::new();
-    for command in command_table::supported(thin) {
+    for command in command_table::supported(features) {
         let service_action = u16::from(command.service_action.unwrap_or(0));
         let mut flags = 0;
         if command.service_action.is_some() {

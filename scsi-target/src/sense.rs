@@ -22,6 +22,8 @@ pub enum SenseKey {
     UnitAttention,
     /// The medium is protected.
     DataProtect,
+    /// A copy ended before its time.
+    CopyAborted,
     /// The target gave the command up.
     AbortedCommand,
     /// Compared data differ.
@@ -40,6 +42,7 @@ impl SenseKey {
             Self::IllegalRequest => 0x5,
             Self::UnitAttention => 0x6,
             Self::DataProtect => 0x7,
+            Self::CopyAborted => 0xA,
             Self::AbortedCommand => 0xB,
             Self::Miscompare => 0xE,
         }
@@ -70,7 +73,13 @@ additional_sense! {
     NONE = 0x00, 0x00, "No additional sense information.";
     NOT_READY = 0x04, 0x00, "Logical unit not ready, cause not reportable.";
     INITIALIZING_COMMAND_REQUIRED = 0x04, 0x02, "The unit is stopped; START STOP UNIT starts it.";
+    ACCESS_STATE_TRANSITION = 0x04, 0x0A, "The target port changes its access state.";
+    TARGET_PORT_STANDBY = 0x04, 0x0B, "The target port is in standby state.";
+    TARGET_PORT_UNAVAILABLE = 0x04, 0x0C, "The target port is in unavailable state.";
+    SANITIZE_IN_PROGRESS = 0x04, 0x1B, "The unit is being sanitized.";
     WRITE_ERROR = 0x0C, 0x00, "Write error.";
+    THIRD_PARTY_DEVICE_FAILURE = 0x0D, 0x01, "The source or destination of a copy failed.";
+    COPY_TARGET_NOT_REACHABLE = 0x0D, 0x02, "The source or destination of a copy is not reachable.";
     UNRECOVERED_READ_ERROR = 0x11, 0x00, "Unrecovered read error.";
     PARAMETER_LIST_LENGTH_ERROR = 0x1A, 0x00, "The parameter list is cut off.";
     MISCOMPARE_DURING_VERIFY = 0x1D, 0x00, "Miscompare during verify operation.";
@@ -79,11 +88,20 @@ additional_sense! {
     INVALID_FIELD_IN_CDB = 0x24, 0x00, "Invalid field in CDB.";
     LOGICAL_UNIT_NOT_SUPPORTED = 0x25, 0x00, "There is no logical unit at this LUN.";
     INVALID_FIELD_IN_PARAMETER_LIST = 0x26, 0x00, "Invalid field in parameter list.";
+    INVALID_RELEASE = 0x26, 0x04, "Invalid release of persistent reservation.";
+    TOO_MANY_CSCD_DESCRIPTORS = 0x26, 0x06, "Too many target (CSCD) descriptors.";
+    UNSUPPORTED_CSCD_DESCRIPTOR = 0x26, 0x07, "Unsupported target (CSCD) descriptor type code.";
+    TOO_MANY_SEGMENT_DESCRIPTORS = 0x26, 0x08, "Too many segment descriptors.";
+    UNSUPPORTED_SEGMENT_DESCRIPTOR = 0x26, 0x09, "Unsupported segment descriptor type code.";
+    INEXACT_SEGMENT = 0x26, 0x0A, "A segment is no multiple of the destination's blocks.";
     WRITE_PROTECTED = 0x27, 0x00, "The medium or the unit is read only.";
     SOFTWARE_WRITE_PROTECTED = 0x27, 0x02, "SWP of the Control mode page is set.";
     SPACE_ALLOCATION_FAILED = 0x27, 0x07, "Space allocation failed write protect.";
+    SANITIZE_FAILED = 0x31, 0x03, "Sanitize command failed.";
     SAVING_NOT_SUPPORTED = 0x39, 0x00, "Saving parameters not supported.";
+    FAILED_SELF_TEST = 0x3E, 0x03, "Logical unit failed self-test.";
     INTERNAL_TARGET_FAILURE = 0x44, 0x00, "Internal target failure.";
+    INSUFFICIENT_REGISTRATION_RESOURCES = 0x55, 0x04, "No room for another registration.";
 }
 
 /// Where the wrong bits are (SPC-4 4.5.2.4.2, field pointer sense key specific data).
@@ -118,6 +136,9 @@ pub struct Sense {
     pub information: Option<u64>,
     /// The wrong field of an ILLEGAL REQUEST.
     pub field: Option<FieldPointer>,
+    /// PROGRESS INDICATION: 65536ths done, of a NOT READY that ends by itself. In place of
+    /// `field`.
+    pub progress: Option<u16>,
 }
 
 impl Sense {
@@ -129,6 +150,7 @@ impl Sense {
             additional,
             information: None,
             field: None,
+            progress: None,
         }
     }
 
@@ -223,6 +245,10 @@ impl Sense {
     }
 
     fn key_specific(&self) -> Option<[u8; 3]> {
+        if let Some(progress) = self.progress {
+            let [high, low] = progress.to_be_bytes();
+            return Some([0x80, high, low]);
+        }
         let field = self.field?;
         let [high, low] = field.byte.to_be_bytes();
         let place = if field.in_cdb { 0xC0 } else { 0x80 };

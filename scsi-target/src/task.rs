@@ -52,7 +52,7 @@ impl Status {
 }
 
 /// How a command ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Completion {
     /// SCSI status.
@@ -66,6 +66,9 @@ pub struct Completion {
     pub data_in_offered_bytes: usize,
     /// Bytes of `data_out` the command used; the residual is the rest.
     pub data_out_used_bytes: usize,
+    /// Initiator ports whose tasks on this unit the caller ends before it answers, the task of
+    /// this command aside: what PREEMPT AND ABORT preempted. Empty for everything else.
+    pub preempted_ports: Vec<u64>,
 }
 
 impl Completion {

@@ -4,7 +4,7 @@
 //! establish(x): x joins the pending set; a reset clears what it makes obsolete
 //! take():       the pending condition of the highest precedence leaves the set
 //! ```
-//! The set is a bit per kind, so it is bounded whatever happens.
+//! The set is a bit for each kind, so it is bounded whatever happens.
 
 use crate::sense::{AdditionalSense, Sense, SenseKey};
 
@@ -25,10 +25,18 @@ pub enum UnitAttention {
     CapacityChanged,
     /// 2A/01: another nexus changed mode parameters.
     ModeParametersChanged,
+    /// 2A/03: a persistent reservation this nexus shared in was taken away.
+    ReservationsPreempted,
+    /// 2A/04: a persistent reservation this nexus shared in was released.
+    ReservationsReleased,
+    /// 2A/05: the registration of this nexus was taken away.
+    RegistrationsPreempted,
+    /// 2A/06: the asymmetric access state of a target port changed.
+    AccessStateChanged,
 }
 
 impl UnitAttention {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 11] = [
         Self::PowerOn,
         Self::TargetReset,
         Self::LogicalUnitReset,
@@ -36,6 +44,10 @@ impl UnitAttention {
         Self::ReportedLunsChanged,
         Self::CapacityChanged,
         Self::ModeParametersChanged,
+        Self::ReservationsPreempted,
+        Self::ReservationsReleased,
+        Self::RegistrationsPreempted,
+        Self::AccessStateChanged,
     ];
 
     /// ASC and ASCQ.
@@ -49,6 +61,10 @@ impl UnitAttention {
             Self::ReportedLunsChanged => (0x3F, 0x0E),
             Self::CapacityChanged => (0x2A, 0x09),
             Self::ModeParametersChanged => (0x2A, 0x01),
+            Self::ReservationsPreempted => (0x2A, 0x03),
+            Self::ReservationsReleased => (0x2A, 0x04),
+            Self::RegistrationsPreempted => (0x2A, 0x05),
+            Self::AccessStateChanged => (0x2A, 0x06),
         };
         AdditionalSense { asc, ascq }
     }
@@ -59,7 +75,7 @@ impl UnitAttention {
         Sense::new(SenseKey::UnitAttention, self.additional())
     }
 
-    const fn bit(self) -> u8 {
+    const fn bit(self) -> u16 {
         match self {
             Self::PowerOn => 1 << 0,
             Self::TargetReset => 1 << 1,
@@ -68,12 +84,16 @@ impl UnitAttention {
             Self::ReportedLunsChanged => 1 << 4,
             Self::CapacityChanged => 1 << 5,
             Self::ModeParametersChanged => 1 << 6,
+            Self::ReservationsPreempted => 1 << 7,
+            Self::ReservationsReleased => 1 << 8,
+            Self::RegistrationsPreempted => 1 << 9,
+            Self::AccessStateChanged => 1 << 10,
         }
     }
 
     /// What is not worth telling any more after this one: 29/xx makes the initiator read
     /// everything again that a change of mode parameters or of the nexus would.
-    const fn makes_obsolete(self) -> u8 {
+    const fn makes_obsolete(self) -> u16 {
         match self {
             Self::PowerOn | Self::TargetReset | Self::LogicalUnitReset => {
                 Self::TargetReset.bit()
@@ -85,7 +105,7 @@ impl UnitAttention {
         }
     }
 
-    const fn made_obsolete_by(self) -> u8 {
+    const fn made_obsolete_by(self) -> u16 {
         match self {
             Self::TargetReset => Self::PowerOn.bit(),
             Self::LogicalUnitReset => Self::PowerOn.bit() | Self::TargetReset.bit(),
@@ -99,7 +119,7 @@ impl UnitAttention {
 
 /// The conditions pending on one nexus for one unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PendingUnitAttentions(u8);
+pub(crate) struct PendingUnitAttentions(u16);
 
 impl PendingUnitAttentions {
     pub(crate) const fn establish(&mut self, condition: UnitAttention) {

@@ -2,6 +2,7 @@
 
 use crate::cdb::Cdb;
 use crate::command::{self, CommandContext, reply};
+use crate::port_groups::RunsIn;
 use crate::read_write::BlockRange;
 use crate::sense::{AdditionalSense, Sense, SenseFormat, SenseKey};
 
@@ -17,12 +18,29 @@ pub(crate) fn test_unit_ready(_: &mut CommandContext<'_>) -> Result<(), Sense> {
 pub(crate) fn request_sense(context: &mut CommandContext<'_>) -> Result<(), Sense> {
     let sense = match command::take_unit_attention(context) {
         Some(condition) => condition.sense(),
-        None if context.unit().state().stopped => command::stopped(),
-        None => NO_SENSE,
+        None => not_ready(context),
     };
     let cdb = context.cdb;
     sense_as_data(&cdb, sense, context.data_in);
     Ok(())
+}
+
+/// Why commands would be refused at this moment.
+fn not_ready(context: &CommandContext<'_>) -> Sense {
+    let unit = context.unit();
+    let state = unit.state();
+    let access_state = unit
+        .port_groups()
+        .state_of_port(context.nexus.id().target_port);
+    if let Err(sense) = RunsIn::Active.check(access_state) {
+        sense
+    } else if let Some(sense) = state.sanitize.sense() {
+        sense
+    } else if state.stopped {
+        command::stopped()
+    } else {
+        NO_SENSE
+    }
 }
 
 /// Answers REQUEST SENSE with `sense` in the format DESC asks for.

@@ -1,4 +1,5 @@
-//! Commands that compare: VERIFY, WRITE AND VERIFY, COMPARE AND WRITE (SBC-3 5.31, 5.43, 5.2).
+//! Commands that compare or combine: VERIFY, WRITE AND VERIFY, COMPARE AND WRITE, ORWRITE (SBC-3
+//! 5.31, 5.43, 5.2, 5.7).
 
 use crate::command::CommandContext;
 use crate::logical_unit::{LogicalUnit, TRANSFER_BYTES_MAX};
@@ -118,6 +119,27 @@ pub(crate) fn compare_and_write(context: &mut CommandContext<'_>) -> Result<(), 
         return Err(miscompare().with_information(u64::try_from(offset).unwrap_or(u64::MAX)));
     }
     unit.device().write(range.lba, new, durable)?;
+    Ok(())
+}
+
+/// ORWRITE(16): blocks become what they were, with the bits of the data-out set. Nobody writes
+/// in between.
+pub(crate) fn or_write(context: &mut CommandContext<'_>) -> Result<(), Sense> {
+    let unit = context.unit();
+    let range = BlockRange::parse(&context.cdb);
+    range.check(unit)?;
+    let data = context.take_data_out()?;
+    if data.is_empty() {
+        return Ok(());
+    }
+    let mut blocks = vec![0; data.len()];
+    let _alone = unit.alone();
+    let durable = unit.durable(fua(&context.cdb));
+    unit.device().read(range.lba, &mut blocks)?;
+    for (block, bits) in blocks.iter_mut().zip(data) {
+        *block |= bits;
+    }
+    unit.device().write(range.lba, &blocks, durable)?;
     Ok(())
 }
 

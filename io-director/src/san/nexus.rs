@@ -7,7 +7,8 @@
 //!
 //! A task that runs cannot be called back from the medium: it is marked, its result is replaced
 //! by what the mark says, and whoever wanted it gone is told only then. What a TASK MANAGEMENT
-//! response promises, that the task changes nothing any more, is therefore true.
+//! response promises, that the task changes nothing any more, is therefore true. So is what the
+//! status of PREEMPT AND ABORT promises of the tasks of those it preempts.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -28,6 +29,22 @@ pub(super) enum Fate {
     Ended(ServiceResponse, Arc<ManagementEnd>),
     /// Its session is gone: nobody is answered.
     Lost,
+    /// PREEMPT AND ABORT of another nexus ended it, and waits for its end.
+    Preempted(Arc<Preemption>),
+}
+
+/// Shared by the tasks that a PREEMPT AND ABORT takes away; the last one wakes its nexus.
+#[derive(Debug)]
+pub(super) struct Preemption {
+    by: Arc<Nexus>,
+}
+
+impl Drop for Preemption {
+    fn drop(&mut self) {
+        // With the lock taken in between, whoever saw a task left is waiting by now.
+        drop(self.by.lock());
+        self.by.changed.notify_all();
+    }
 }
 
 /// The most that may wait and run at one nexus.
@@ -42,6 +59,14 @@ struct NexusState {
     tasks: TaskSet<Arc<VhbaSession>>,
     running: Option<Running>,
     stopped: bool,
+}
+
+impl NexusState {
+    /// Whether the task that runs was taken away.
+    fn is_marked(&self) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|running| !running.fates.is_empty())
+    }
 }
 
 #[derive(Debug)]
@@ -59,15 +84,18 @@ pub(super) struct Nexus {
     share: Share,
     /// Every command is answered this late.
     delay: Duration,
+    /// Under which reservations know it.
+    initiator_port: u64,
 }
 
 impl Nexus {
-    pub(super) fn new(share: Share, delay: Duration) -> Arc<Self> {
+    pub(super) fn new(share: Share, delay: Duration, initiator_port: u64) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             changed: Condvar::new(),
             share,
             delay,
+            initiator_port,
         })
     }
 
@@ -189,11 +217,7 @@ impl Nexus {
         let mut state = self.lock();
         let end = Instant::now() + self.delay;
         loop {
-            let marked = state
-                .running
-                .as_ref()
-                .is_some_and(|running| !running.fates.is_empty());
-            if state.stopped || marked {
+            if state.stopped || state.is_marked() {
                 return false;
             }
             let left = end.saturating_duration_since(Instant::now());
@@ -205,24 +229,58 @@ impl Nexus {
         }
     }
 
-    fn run(&self, it_nexus: &ItNexus) {
+    /// Ends the tasks that other nexuses with these initiator ports have on the unit, and waits
+    /// until they change nothing any more. One that is taken away itself promises nothing and does
+    /// not wait: two that preempt each other would never end.
+    fn preempt(self: &Arc<Self>, task: &SessionTask, ports: &[u64]) {
+        let preemption = Arc::new(Preemption { by: self.clone() });
+        let left = Arc::downgrade(&preemption);
+        let fate = Fate::Preempted(preemption);
+        for nexus in task.session.sharing(task.lun) {
+            if ports.contains(&nexus.initiator_port) && !Arc::ptr_eq(&nexus, self) {
+                for task in nexus.take(|_| true, &fate) {
+                    task.session.end(task.key.tag, ServiceResponse::Aborted);
+                }
+            }
+        }
+        drop(fate);
+        let mut state = self.lock();
+        while left.strong_count() > 0 && !state.stopped && !state.is_marked() {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn run(self: &Arc<Self>, it_nexus: &ItNexus) {
         let mut data_in = Vec::new();
         while let Some(task) = self.next() {
             let completion = (self.delay.is_zero() || self.pause())
                 .then(|| execute(it_nexus, &task, &mut data_in));
+            if let Some(completion) = &completion
+                && !completion.preempted_ports.is_empty()
+            {
+                self.preempt(&task, &completion.preempted_ports);
+            }
             let running = self.lock().running.take();
             let mut fates = running.map(|running| running.fates).unwrap_or_default();
             // The first that took it away decides; the others only wait for its end.
             match (fates.first(), completion) {
                 (Some(Fate::Lost), _) => task.session.lost(task.key.tag),
                 (Some(Fate::Ended(response, _)), _) => task.session.end(task.key.tag, *response),
+                (Some(Fate::Preempted(_)), _) => {
+                    task.session.end(task.key.tag, ServiceResponse::Aborted);
+                }
                 (None, Some(completion)) => task.session.complete(&task, &completion, &data_in),
                 // Stopped: the session ends too, which tells the host.
                 (None, None) => task.session.lost(task.key.tag),
             }
             for fate in fates.drain(..) {
-                if let Fate::Ended(_, end) = fate {
-                    ManagementEnd::finish(end);
+                match fate {
+                    Fate::Ended(_, end) => ManagementEnd::finish(end),
+                    Fate::Preempted(preemption) => drop(preemption),
+                    Fate::Lost => {}
                 }
             }
         }

@@ -640,3 +640,67 @@ fn next_session_starts_clean_and_hears_of_the_loss() {
     assert_eq!(lab.status(3).1, 0);
     assert_eq!(lab.counter("lost"), 4);
 }
+
+/// PERSISTENT RESERVE OUT with its parameter list.
+fn persistent_reserve(
+    (tag, lun): (u64, u8),
+    (action, kind): (u8, u8),
+    (key, action_key): (u64, u64),
+) -> Vec<(VirtualLane, FrameBuffer)> {
+    let cdb = [0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0];
+    let mut list = [key.to_be_bytes(), action_key.to_be_bytes()].concat();
+    list.resize(24, 0);
+    vec![command(tag, lun, &cdb, 24, 0), data_out(tag, 0, &list)]
+}
+
+#[test]
+fn preempt_and_abort_ends_the_tasks_of_the_preempted_vhba_alone() {
+    const REGISTER: (u8, u8) = (0, 0);
+    const PREEMPT_AND_ABORT: (u8, u8) = (5, 1);
+    let lab = Lab::with(|config| {
+        for lun in &mut config.luns {
+            lun.delay = Duration::from_millis(100);
+        }
+    });
+    // The first command hears of the new nexus.
+    lab.send(MIXED, [command(1, 1, &[0; 6], 0, 0)]);
+    assert_eq!(lab.status(1).1, 2);
+    lab.send(SHARING, [command(1, 0, &[0; 6], 0, 0)]);
+    assert_eq!(lab.status(1).1, 2);
+    lab.send(MIXED, persistent_reserve((2, 1), REGISTER, (0, 0xa)));
+    assert_eq!(lab.status(2).1, 0);
+    lab.send(SHARING, persistent_reserve((2, 0), REGISTER, (0, 0xb)));
+    assert_eq!(lab.status(2).1, 0);
+    // More than can run while the other vHBA's command waits out its delay.
+    lab.send(SHARING, (100..140).map(|tag| read(tag, 0, 0, 1)));
+    lab.wait_queued(SHARING, 139, 0);
+    let preempt = persistent_reserve((3, 1), PREEMPT_AND_ABORT, (0xa, 0xb));
+    lab.send(MIXED, preempt);
+    // Its own other tasks are not touched.
+    lab.send(MIXED, [read(4, 1, 0, 1)]);
+    let (mut good, mut aborted) = (Vec::new(), Vec::new());
+    for _ in 0..42 {
+        match lab.next() {
+            Seen::Status {
+                tag,
+                response: ServiceResponse::Aborted,
+                ..
+            } => aborted.push(tag),
+            Seen::Status {
+                tag,
+                response: ServiceResponse::TaskComplete,
+                status: 0,
+                ..
+            } => good.push(tag),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(good.contains(&3) && good.contains(&4));
+    assert!(aborted.contains(&139), "{aborted:?}");
+    aborted.retain(|tag| good.contains(tag) || !(100..140).contains(tag));
+    assert_eq!(aborted, [0; 0]);
+    // REGISTRATIONS PREEMPTED.
+    lab.send(SHARING, [read(200, 0, 0, 1)]);
+    let (_, status, sense, _) = lab.status(200);
+    assert_eq!((status, sense[12], sense[13]), (2, 0x2a, 5));
+}

@@ -227,14 +227,14 @@ impl Vhba {
             it_nexus
                 .attach(address, lun.unit.clone())
                 .map_err(|_in_use| number)?;
-            let nexus = Nexus::new(share, lun.delay);
+            let nexus = Nexus::new(share, lun.delay, config.wwpn.0);
             mapped.insert(mapping.lun, MappedLun { nexus, lun });
         }
         report_luns(&it_nexus);
         let shared = Arc::new(VhbaShared {
             it_nexus,
             luns: mapped,
-            no_lun: Nexus::new(share, Duration::ZERO),
+            no_lun: Nexus::new(share, Duration::ZERO, config.wwpn.0),
             counters: VhbaCounters::default(),
             current: Mutex::default(),
             sessions: AtomicU64::new(0),

@@ -147,6 +147,12 @@ impl VhbaSession {
 
     // From the nexus threads.
 
+    /// The nexuses of all vHBAs that see the unit behind `lun`.
+    pub(super) fn sharing(&self, lun: LunBytes) -> Vec<Arc<Nexus>> {
+        let mapped = self.vhba.mapped(lun);
+        mapped.map_or_else(Vec::new, |mapped| mapped.lun.nexuses())
+    }
+
     /// The result of a command that nobody waits for.
     pub(super) fn lost(&self, tag: Tag) {
         self.lock().open.remove(&tag);

@@ -16,7 +16,7 @@ fn vpd(fixture: &Fixture, page: u8) -> Vec<u8> {
 #[test]
 fn standard_inquiry_claims_spc_4_and_what_is_there() {
     let data = Fixture::new(8).good(&[0x12, 0, 0, 0, 0xFF, 0], &[]);
-    let mut expected = vec![0x00, 0x00, 0x06, 0x12, 91, 0x00, 0x00, 0x02];
+    let mut expected = vec![0x00, 0x00, 0x06, 0x12, 91, 0x18, 0x00, 0x02];
     expected.extend(b"ORIMONO FABRIC LUN      0001");
     expected.extend([0; 22]);
     expected.extend([0x00, 0xA0, 0x04, 0x60, 0x04, 0xC0]);
@@ -27,7 +27,7 @@ fn standard_inquiry_claims_spc_4_and_what_is_there() {
 #[test]
 fn page_code_without_evpd_and_unknown_pages_point_at_byte_2() {
     let fixture = Fixture::new(8);
-    for cdb in [[0x12, 0, 0x80, 0, 0xFF, 0], [0x12, 1, 0x88, 0, 0xFF, 0]] {
+    for cdb in [[0x12, 0, 0x80, 0, 0xFF, 0], [0x12, 1, 0x89, 0, 0xFF, 0]] {
         let (completion, _) = fixture.run(&cdb, &[]);
         assert_eq!(
             completion.sense_bytes(),
@@ -46,7 +46,9 @@ fn every_listed_vpd_page_can_be_read_and_has_its_length() {
     let list = vpd(&fixture, 0x00);
     assert_eq!(
         list,
-        [0, 0, 0, 8, 0x00, 0x80, 0x83, 0x86, 0x87, 0xB0, 0xB1, 0xB2]
+        [
+            0, 0, 0, 10, 0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x8F, 0xB0, 0xB1, 0xB2
+        ]
     );
     for code in 0..=0xFF {
         if list[4..].contains(&code) {
@@ -70,13 +72,22 @@ fn vpd_pages_of_a_thin_unit_match_golden_bytes() {
     let fixture = Fixture::new(8);
     assert_eq!(vpd(&fixture, 0x80), b"\x00\x80\x00\x08lun-0001");
     let designation = vpd(&fixture, 0x83);
-    assert_eq!(designation[..8], [0, 0x83, 0, 48, 0x01, 0x03, 0, 8]);
+    assert_eq!(designation[..8], [0, 0x83, 0, 64, 0x01, 0x03, 0, 8]);
     assert_eq!(designation[8] >> 4, 3);
     assert_eq!(designation[16..20], [0x02, 0x01, 0, 32]);
-    assert_eq!(designation[20..], *b"ORIMONO FABRIC LUN      lun-0001");
+    assert_eq!(designation[20..52], *b"ORIMONO FABRIC LUN      lun-0001");
+    // Relative target port 1, target port group 1.
+    assert_eq!(
+        designation[52..],
+        [1, 0x14, 0, 4, 0, 0, 0, 1, 1, 0x15, 0, 4, 0, 0, 0, 1]
+    );
+    assert_eq!(
+        vpd(&fixture, 0x88),
+        [0, 0x88, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+    );
     assert_eq!(
         vpd(&fixture, 0x86)[..14],
-        [0, 0x86, 0, 0x3C, 0, 1, 1, 1, 0, 0, 0, 0, 0, 28]
+        [0, 0x86, 0, 0x3C, 0, 7, 1, 1, 0, 0, 0, 0, 0, 28]
     );
     let mut limits = vec![0, 0xB0, 0, 0x3C, 0x01, 0xFF, 0, 8];
     limits.extend([0, 0, 0x08, 0x00, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -84,7 +95,7 @@ fn vpd_pages_of_a_thin_unit_match_golden_bytes() {
     limits.extend([0, 0, 0, 0, 0, 1, 0, 0]);
     limits.extend([0; 20]);
     assert_eq!(vpd(&fixture, 0xB0), limits);
-    assert_eq!(vpd(&fixture, 0xB1)[..6], [0, 0xB1, 0, 0x3C, 0, 1]);
+    assert_eq!(vpd(&fixture, 0xB1)[..8], [0, 0xB1, 0, 0x3C, 0, 1, 0, 0x40]);
     assert_eq!(vpd(&fixture, 0xB2), [0, 0xB2, 0, 4, 0, 0xE4, 2, 0]);
 }
 
@@ -255,18 +266,23 @@ fn supported_opcodes_are_exactly_those_that_run() {
         usize::from(all[2]) << 8 | usize::from(all[3]),
         all.len() - 4
     );
-    assert_eq!(listed.len(), 35);
+    assert_eq!(listed.len(), 64);
     for opcode in 0..=0xFF_u8 {
         for service_action in 0..32_u8 {
             let mut cdb = [0; 32];
             cdb[0] = opcode;
             cdb[1] = service_action;
             let (completion, _) = fixture.run(&cdb, &[]);
-            let unknown = completion
-                .sense
-                .is_some_and(|sense| sense.additional.asc == 0x20);
-            let has_actions = [0x9E, 0xA3].contains(&opcode);
-            let known = listed.contains(&(opcode, if has_actions { service_action } else { 0 }));
+            let unknown = completion.sense.is_some_and(|sense| {
+                let action = sense.field.is_some_and(|field| field.byte == 1);
+                sense.additional.asc == 0x20 || (sense.additional.asc == 0x24 && action)
+            });
+            let has_actions = [0x48, 0x5E, 0x5F, 0x83, 0x84, 0x9E, 0xA3].contains(&opcode);
+            if !has_actions && service_action > 0 {
+                // The low bits of byte 1 are flags or part of an LBA.
+                continue;
+            }
+            let known = listed.contains(&(opcode, service_action));
             assert_eq!(unknown, !known, "{opcode:02x}/{service_action:02x}");
         }
     }
@@ -291,7 +307,7 @@ fn one_command_format_shows_the_usage_map_and_timeouts() {
     assert_eq!(report(0x81, 0x28, 0).1, with_timeouts);
     assert_eq!(report(2, 0xA3, 0x0D).1[..6], [0, 3, 0, 12, 0xA3, 0x0D]);
     assert_eq!(report(2, 0xA3, 0x1F).1, [0, 1, 0, 0]);
-    assert_eq!(report(1, 0x5E, 0).1, [0, 1, 0, 0]);
+    assert_eq!(report(1, 0x04, 0).1, [0, 1, 0, 0]);
     assert_eq!(report(3, 0x28, 0).1, read_10);
     assert_eq!(report(3, 0x28, 1).1, [0, 1, 0, 0]);
     assert_eq!(report(3, 0x9E, 0x10).1[..5], [0, 3, 0, 16, 0x9E]);
@@ -301,7 +317,7 @@ fn one_command_format_shows_the_usage_map_and_timeouts() {
         assert_eq!(completion.sense.unwrap().additional.asc, 0x24);
     }
     let timed = fixture.good(&[0xA3, 0x0C, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 0], &[]);
-    assert_eq!(timed.len(), 4 + 35 * 20);
+    assert_eq!(timed.len(), 4 + 64 * 20);
     assert_eq!(timed[4 + 5] & 0x02, 0x02);
 }
 

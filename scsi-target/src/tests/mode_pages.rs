@@ -5,10 +5,13 @@ use std::sync::atomic::Ordering;
 use super::ram_device::{Fixture, RamDevice};
 use crate::MediumErrorKind;
 
+const RECOVERY: [u8; 12] = [1, 0x0A, 0xC0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const CACHING: [u8; 20] = [
     8, 0x12, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 const CONTROL: [u8; 12] = [0x0A, 0x0A, 0x22, 0x10, 0, 0, 0, 0, 0, 0, 0, 0];
+/// 0Ah/01h: IALUAE, at most 28 bytes of sense data.
+const CONTROL_EXTENSION: [u8; 7] = [0x4A, 1, 0, 0x1C, 1, 0, 28];
 const EXCEPTIONS: [u8; 12] = [0x1C, 0x0A, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// MODE SELECT(6) of pages behind an empty header.
@@ -38,17 +41,20 @@ fn with_byte(page: &[u8], at: usize, value: u8) -> Vec<u8> {
 #[test]
 fn all_pages_come_ascending_behind_header_and_descriptor() {
     let fixture = Fixture::new(0x1234);
-    let pages = [&CACHING[..], &CONTROL, &EXCEPTIONS].concat();
-    let header_6 = [55, 0, 0x10, 8, 0, 0, 0x12, 0x34, 0, 0, 2, 0];
+    let pages = [&RECOVERY[..], &CACHING, &CONTROL, &EXCEPTIONS].concat();
+    let header_6 = [67, 0, 0x10, 8, 0, 0, 0x12, 0x34, 0, 0, 2, 0];
     assert_eq!(
         fixture.good(&[0x1A, 0, 0x3F, 0, 255, 0], &[]),
         [&header_6[..], &pages].concat()
     );
+    let extension = [&CONTROL_EXTENSION[..], &[0; 25]].concat();
+    let all = [&RECOVERY[..], &CACHING, &CONTROL, &extension, &EXCEPTIONS].concat();
+    assert_eq!(fixture.good(&[0x1A, 0, 0x3F, 0xFF, 255, 0], &[])[12..], all);
     assert_eq!(
-        fixture.good(&[0x1A, 0, 0x3F, 0xFF, 255, 0], &[])[12..],
-        pages
+        fixture.good(&[0x1A, 8, 0x0A, 0x01, 255, 0], &[])[4..],
+        extension
     );
-    let header_10 = [0, 50, 0, 0x10, 0, 0, 0, 0];
+    let header_10 = [0, 62, 0, 0x10, 0, 0, 0, 0];
     let no_descriptor = [0x5A, 0x08, 0x3F, 0, 0, 0, 0, 1, 0, 0];
     assert_eq!(
         fixture.good(&no_descriptor, &[]),
@@ -72,8 +78,8 @@ fn every_page_and_subpage_code_answers_or_is_refused() {
             for control in 0..4_u8 {
                 let cdb = [0x1A, 0x08, control << 6 | code, subpage, 255, 0];
                 let (completion, data) = fixture.run(&cdb, &[]);
-                let there =
-                    [0x08, 0x0A, 0x1C, 0x3F].contains(&code) && [0x00, 0xFF].contains(&subpage);
+                let there = [0x01, 0x08, 0x0A, 0x1C, 0x3F].contains(&code)
+                    && ([0x00, 0xFF].contains(&subpage) || (code, subpage) == (0x0A, 0x01));
                 match completion.sense {
                     None => {
                         assert!(there && control < 3);
@@ -163,12 +169,15 @@ fn every_fixed_bit_of_every_page_is_refused_and_changes_nothing() {
     let fixture = Fixture::new(8);
     let all = [0x1A, 0, 0x3F, 0, 255, 0];
     let before = fixture.good(&all, &[]);
-    for (page, code) in [
-        (&CACHING[..], 0x08),
-        (&CONTROL[..], 0x0A),
-        (&EXCEPTIONS[..], 0x1C),
+    let extension = [&CONTROL_EXTENSION[..], &[0; 25]].concat();
+    for (page, code, subpage) in [
+        (&RECOVERY[..], 0x01, 0),
+        (&CACHING[..], 0x08, 0),
+        (&CONTROL[..], 0x0A, 0),
+        (&extension, 0x0A, 1),
+        (&EXCEPTIONS[..], 0x1C, 0),
     ] {
-        let changeable = fixture.good(&[0x1A, 8, 0x40 | code, 0, 255, 0], &[]);
+        let changeable = fixture.good(&[0x1A, 8, 0x40 | code, subpage, 255, 0], &[]);
         for at in 0..page.len() {
             for bit in 0..8 {
                 if at >= 2 && changeable[4 + at] & (1 << bit) != 0 {
@@ -225,8 +234,8 @@ fn block_descriptor_may_repeat_the_geometry_but_not_change_it() {
 #[test]
 fn cut_off_parameter_lists_are_a_length_error() {
     let fixture = Fixture::new(8);
-    let sensed = fixture.good(&[0x1A, 0, 0x3F, 0, 255, 0], &[]);
-    let whole_until = [12, 32, 44, 56];
+    let sensed = fixture.good(&[0x1A, 0, 0x3F, 0xFF, 255, 0], &[]);
+    let whole_until = [12, 24, 44, 56, 88, 100];
     for length in 1..=sensed.len() {
         let result = select_list(&fixture, &sensed[..length]);
         if whole_until.contains(&length) {
@@ -272,6 +281,8 @@ fn read_only_medium_shows_wp_and_refuses_every_write() {
         &[0x93, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0],
         &[0x42, 0, 0, 0, 0, 0, 0, 0, 8, 0],
         &[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0],
+        &[0x8B, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0],
+        &[0x48, 0x02, 0, 0, 0, 0, 0, 0, 0, 0],
     ] {
         assert_eq!(
             fixture.sense(cdb, &[0; 1024]),

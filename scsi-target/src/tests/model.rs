@@ -5,12 +5,12 @@ use proptest::prelude::*;
 use super::ram_device::{Fixture, RamDevice};
 use crate::Status;
 
-const BLOCKS: u64 = 24;
+pub(super) const BLOCKS: u64 = 24;
 const BLOCK_BYTES: usize = 512;
 
 /// A command; fillings are few, so that comparisons succeed about as often as they fail.
 #[derive(Clone, Debug)]
-enum Operation {
+pub(super) enum Operation {
     Read {
         form: u8,
         lba: u64,
@@ -49,6 +49,10 @@ enum Operation {
     Unmap {
         ranges: Vec<(u64, u8)>,
     },
+    OrWrite {
+        lba: u64,
+        fill: Vec<u8>,
+    },
 }
 
 /// Mostly inside, sometimes at or across the end, sometimes where additions wrap.
@@ -60,7 +64,7 @@ fn fill() -> impl Strategy<Value = u8> {
     0..3_u8
 }
 
-fn operation() -> impl Strategy<Value = Operation> {
+pub(super) fn operation() -> impl Strategy<Value = Operation> {
     use Operation as O;
     let fills = || prop::collection::vec(fill(), 0..4);
     prop_oneof![
@@ -90,6 +94,7 @@ fn operation() -> impl Strategy<Value = Operation> {
             }
         ),
         prop::collection::vec((lba(), 0..6_u8), 0..4).prop_map(|ranges| O::Unmap { ranges }),
+        (lba(), fills()).prop_map(|(lba, fill)| O::OrWrite { lba, fill }),
     ]
 }
 
@@ -113,7 +118,7 @@ fn cdb_of_form(form: u8, write: bool, lba: u64, blocks: u8) -> Vec<u8> {
     }
 }
 
-fn expand(fills: &[u8]) -> Vec<u8> {
+pub(super) fn expand(fills: &[u8]) -> Vec<u8> {
     fills.iter().flat_map(|&fill| [fill; BLOCK_BYTES]).collect()
 }
 
@@ -122,12 +127,13 @@ fn count(fills: &[u8]) -> u8 {
 }
 
 /// What a command must do: status (`Err`: sense key, ASC, INFORMATION) and data.
-type Expected = Result<Vec<u8>, (u8, u8, Option<u64>)>;
+pub(super) type Expected = Result<Vec<u8>, (u8, u8, Option<u64>)>;
 
 const OUT_OF_RANGE: Expected = Err((5, 0x21, None));
 
 /// The oracle: one byte of filling stands for each block.
-struct Model(Vec<u8>);
+#[derive(Clone)]
+pub(super) struct Model(pub(super) Vec<u8>);
 
 impl Model {
     fn range(&self, lba: u64, blocks: usize) -> Option<std::ops::Range<usize>> {
@@ -159,7 +165,7 @@ impl Model {
     }
 
     /// CDB, data-out and the wanted outcome.
-    fn apply(&mut self, operation: &Operation) -> (Vec<u8>, Vec<u8>, Expected) {
+    pub(super) fn apply(&mut self, operation: &Operation) -> (Vec<u8>, Vec<u8>, Expected) {
         match operation {
             Operation::Read { form, lba, blocks } => {
                 let data = self
@@ -229,6 +235,16 @@ impl Model {
                     other => other,
                 };
                 (cdb_16(0x93, flags, *lba, *blocks), data, expected)
+            }
+            Operation::OrWrite { lba, fill } => {
+                let mut new = fill.clone();
+                if let Some(range) = self.range(*lba, fill.len()) {
+                    for (new, old) in new.iter_mut().zip(&self.0[range]) {
+                        *new |= old;
+                    }
+                }
+                let expected = self.write(*lba, &new);
+                (cdb_16(0x8B, 0, *lba, count(fill)), expand(fill), expected)
             }
             Operation::Unmap { ranges } => {
                 let bytes = count(&vec![0; ranges.len() * 16]);

@@ -24,6 +24,8 @@ pub(crate) struct RamDevice {
     pub(crate) read_only: AtomicBool,
     /// Every call that touches this block fails so.
     pub(crate) failure: Mutex<Option<(u64, MediumErrorKind)>>,
+    atomic_blocks: u32,
+    on_write: Mutex<Option<Box<dyn Fn() + Send>>>,
     pub(crate) flushes: AtomicUsize,
     pub(crate) last_fua: AtomicBool,
 }
@@ -41,9 +43,21 @@ impl RamDevice {
             blocks: AtomicU64::new(u64::try_from(blocks).unwrap()),
             read_only: AtomicBool::new(false),
             failure: Mutex::new(None),
+            atomic_blocks: 0,
+            on_write: Mutex::new(None),
             flushes: AtomicUsize::new(0),
             last_fua: AtomicBool::new(false),
         }
+    }
+
+    pub(crate) fn with_atomic_blocks(mut self, blocks: u32) -> Self {
+        self.atomic_blocks = blocks;
+        self
+    }
+
+    /// Calls `note` in each write.
+    pub(crate) fn on_write(&self, note: impl Fn() + Send + 'static) {
+        *self.on_write.lock().unwrap() = Some(Box::new(note));
     }
 
     pub(crate) fn contents(&self) -> Vec<u8> {
@@ -114,8 +128,15 @@ impl BlockDevice for RamDevice {
         Ok(())
     }
 
+    fn atomic_write_blocks(&self) -> u32 {
+        self.atomic_blocks
+    }
+
     fn write(&self, lba: u64, data: &[u8], fua: bool) -> Result<(), MediumError> {
         let blocks = self.blocks_of(data);
+        if let Some(note) = &*self.on_write.lock().unwrap() {
+            note();
+        }
         self.check(lba, blocks)?;
         let at = self.place(lba);
         let mut medium = self.medium.lock().unwrap();
