@@ -52,8 +52,8 @@ pub(super) struct Path {
     pub(super) ping: Option<u64>,
     pub(super) pong: Option<u64>,
     pub(super) round_trip: Option<Duration>,
-    /// Falls slowly, so that one quick answer does not make the next slow one a loss.
-    round_trip_max: Duration,
+    /// Smoothed as in RFC 6298: neither one quick answer nor one slow one says what is usual.
+    round_trip_smoothed: Option<Duration>,
     pub(super) close_told: bool,
 }
 
@@ -78,7 +78,7 @@ impl Path {
             ping: None,
             pong: None,
             round_trip: None,
-            round_trip_max: Duration::ZERO,
+            round_trip_smoothed: None,
             close_told: false,
         }
     }
@@ -155,7 +155,10 @@ impl Path {
         }
         let round_trip = now.saturating_duration_since(asked);
         self.round_trip = Some(round_trip);
-        self.round_trip_max = round_trip.max(self.round_trip_max * 7 / 8);
+        self.round_trip_smoothed = Some(match self.round_trip_smoothed {
+            None => round_trip,
+            Some(smoothed) => smoothed.saturating_mul(7).saturating_add(round_trip) / 8,
+        });
         self.asked_at = self
             .asked_at
             .and_then(|_| (self.asked_last > asked).then_some(self.asked_last));
@@ -188,7 +191,8 @@ impl Path {
         config: &SessionConfig,
     ) -> Option<(MonotonicTime, Duration)> {
         let patience = patience.map_or(config.silence_max, |patience| {
-            let round_trips = self.round_trip_max.saturating_mul(8);
+            let round_trip = self.round_trip_smoothed.unwrap_or_default();
+            let round_trips = round_trip.saturating_mul(8);
             // Not longer than a link that is the only one.
             round_trips.max(patience).min(config.silence_max)
         });
