@@ -350,6 +350,36 @@ pub enum Problem {
         /// The count.
         ports: usize,
     },
+    /// None or several of the media.
+    #[error(
+        "medium is not clear; write one of file = \"PATH\", block-device = \"PATH\", \
+        qcow2 = \"PATH\", ram = \"64M\" and null = \"1G\""
+    )]
+    Medium,
+    /// A size that is none, or not of whole blocks.
+    #[error("size {text:?} is not usable; write at least one block, like 64M, 1G or 2T")]
+    Size {
+        /// What was given.
+        text: String,
+    },
+    /// More memory than a LUN may have.
+    #[error("ram of {text} is above 64G; choose less, or a file")]
+    RamTooLarge {
+        /// What was given.
+        text: String,
+    },
+    /// A disk that only one of two directors has.
+    #[error("ram is empty at the other director; choose a file, or take shared-luns away")]
+    SharedRam,
+    /// A page cache where there is none to go past.
+    #[error("direct is for file and block-device; leave it out")]
+    DirectWithoutFile,
+    /// A limit that cannot be.
+    #[error("timeout {text:?} is not usable; write 100ms to 60m, like 30s")]
+    Timeout {
+        /// What was given.
+        text: String,
+    },
     /// A delay that no test needs.
     #[error("delay-ms {delay_ms} is out of range; use 0 to {delay_ms_max}")]
     Delay {

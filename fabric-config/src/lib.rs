@@ -18,6 +18,7 @@
 //! name = "director1"                 # and in its certificate
 //! listen = ["tls:192.0.2.1:7471"]    # or tcp: on loopback, unix:/PATH or shm:/PATH
 //! shared-luns = false                # default; true: LUN files are locked only while in use
+//! backing-files = ["/srv/base.qcow2"]  # what qcow2 images may stand on; default: nothing
 //! busy-poll-us = 0                   # default; 50: look for frames this long before sleeping
 //! discoverable = "239.255.77.71:7470"  # hosts that it knows find it there; default: they do not
 //! discovery-interface = "192.0.2.1"  # its address; default: as routes to the group say
@@ -55,7 +56,13 @@
 //! [[lun]]
 //! name = "lun0"
 //! port = "12/1"
-//! file = "/var/lib/orimono/lun0.img"
+//! file = "/var/lib/orimono/lun0.img" # or one of these:
+//! # block-device = "/dev/vg0/lun0"
+//! # qcow2 = "/var/lib/orimono/lun0.qcow2"
+//! # ram = "64M"                      # empty at the start, gone at the end
+//! # null = "1G"                      # reads zeroes, keeps nothing
+//! direct = false                     # default; true: past the host's page cache (O_DIRECT)
+//! timeout = "30s"                    # default; what takes longer ends NOT READY
 //! block-bytes = 512                  # default, or 4096
 //! read-only = false                  # default
 //! serial = "lun0"                    # default: the name
@@ -157,6 +164,8 @@ pub const MTU_MIN: u16 = 68;
 pub const MTU_MAX: u16 = 65_521;
 /// Largest LUN (flat space addressing, SAM-5 section 4.7.7.3).
 pub const LUN_MAX: u16 = 16_383;
+/// Bytes of a RAM disk at most: 64 GiB.
+pub const RAM_BYTES_MAX: u64 = 64 << 30;
 /// Queue pairs of a vNIC at most.
 pub const VNIC_QUEUES_MAX: u16 = 8;
 /// Request queues of a vHBA at most, beside its control and event queue.
@@ -196,6 +205,8 @@ pub struct DirectorConfig {
     /// Whether it locks the files of its LUNs only while a vHBA is attached, so that a standby
     /// director may serve the same files when this one is gone.
     pub shared_luns: bool,
+    /// Files that qcow2 images may have as backing files; absolute paths.
+    pub backing_files: Vec<PathBuf>,
     /// How long the threads of sessions look for frames before they sleep.
     pub busy_poll: Duration,
     /// Where hosts find it by asking; `None`: they must know its addresses.
@@ -226,15 +237,63 @@ pub struct SanPortConfig {
     pub budget: Option<LinkBudget>,
 }
 
-/// A logical unit: a file or block device.
+/// What a logical unit keeps its blocks on. The operator says so; nobody looks into a file to
+/// find out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MediumConfig {
+    /// A raw file, or a block device by its path; must exist.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// Past the host's page cache.
+        direct: bool,
+    },
+    /// A block device; must exist.
+    BlockDevice {
+        /// Where it is.
+        path: PathBuf,
+        /// Past the host's page cache.
+        direct: bool,
+    },
+    /// A qcow2 image; must exist.
+    Qcow2 {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// Memory of the director, taken as blocks are written.
+    Ram {
+        /// Its size, at most [`RAM_BYTES_MAX`].
+        bytes: u64,
+    },
+    /// Reads zeroes and keeps nothing.
+    Null {
+        /// Its size.
+        bytes: u64,
+    },
+}
+
+impl MediumConfig {
+    /// The file of a medium that has one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File { path, .. } | Self::BlockDevice { path, .. } | Self::Qcow2 { path } => {
+                Some(path)
+            }
+            Self::Ram { .. } | Self::Null { .. } => None,
+        }
+    }
+}
+
+/// A logical unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LunConfig {
     /// Its name.
     pub name: String,
     /// The SAN port it stands behind.
     pub port: PortName,
-    /// The file or block device; must exist.
-    pub file: PathBuf,
+    /// What it keeps its blocks on.
+    pub medium: MediumConfig,
     /// Bytes of a logical block: 512 or 4096.
     pub block_bytes: u32,
     /// Whether initiators may only read.
@@ -243,6 +302,9 @@ pub struct LunConfig {
     pub serial: String,
     /// How late every command is answered, for tests of slow consumers.
     pub delay: Duration,
+    /// How long the medium may be at a command before it ends NOT READY and the unit counts as
+    /// unreachable; 100 ms to 1 h.
+    pub timeout: Duration,
 }
 
 /// How a host reaches its director.

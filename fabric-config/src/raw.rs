@@ -63,6 +63,8 @@ pub(crate) struct Director {
     pub(crate) listen: Vec<Text>,
     #[serde(default)]
     pub(crate) shared_luns: bool,
+    #[serde(default)]
+    pub(crate) backing_files: Vec<Text>,
     pub(crate) discoverable: Option<Text>,
     pub(crate) discovery_interface: Option<Text>,
     #[serde(default)]
@@ -145,7 +147,13 @@ pub(crate) struct SanPort {
 pub(crate) struct Lun {
     pub(crate) name: Text,
     pub(crate) port: Text,
-    pub(crate) file: PathBuf,
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) block_device: Option<PathBuf>,
+    pub(crate) qcow2: Option<PathBuf>,
+    pub(crate) ram: Option<Text>,
+    pub(crate) null: Option<Text>,
+    pub(crate) direct: Option<Spanned<bool>>,
+    pub(crate) timeout: Option<Text>,
     pub(crate) block_bytes: Option<Spanned<u32>>,
     #[serde(default)]
     pub(crate) read_only: bool,

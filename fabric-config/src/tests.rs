@@ -461,6 +461,113 @@ fn wrong_values_name_line_object_problem_and_next_step() {
 }
 
 #[test]
+fn medium_is_what_the_lab_file_says() {
+    let lun0 = |words: &str| {
+        let text = LAB.replacen("file = \"/tmp/lun0.img\"", words, 1);
+        let lab: LabConfig = text.parse().unwrap();
+        let lun = lab.lun("lun0").unwrap();
+        (lun.medium.clone(), lun.timeout)
+    };
+    let path = PathBuf::from("/tmp/lun0.img");
+    let file = |direct| MediumConfig::File {
+        path: "/tmp/lun0.img".into(),
+        direct,
+    };
+    let standard = Duration::from_secs(30);
+    assert_eq!(lun0("file = \"/tmp/lun0.img\""), (file(false), standard));
+    assert_eq!(
+        lun0("file = \"/tmp/lun0.img\"\ndirect = true\ntimeout = \"1500ms\""),
+        (file(true), Duration::from_millis(1500))
+    );
+    let device = MediumConfig::BlockDevice {
+        path: path.clone(),
+        direct: false,
+    };
+    assert_eq!(
+        lun0("block-device = \"/tmp/lun0.img\"\ntimeout = \"2m\""),
+        (device, Duration::from_secs(120))
+    );
+    let qcow2 = MediumConfig::Qcow2 { path };
+    assert_eq!(lun0("qcow2 = \"/tmp/lun0.img\"").0, qcow2);
+    assert_eq!(
+        lun0("ram = \"64M\"").0,
+        MediumConfig::Ram { bytes: 64 << 20 }
+    );
+    assert_eq!(
+        lun0("null = \"2T\"").0,
+        MediumConfig::Null { bytes: 2 << 40 }
+    );
+    let text = LAB.replacen(
+        "name = \"director1\"",
+        "name = \"director1\"\nbacking-files = [\"/srv/base.qcow2\"]",
+        1,
+    );
+    let lab: LabConfig = text.parse().unwrap();
+    assert_eq!(lab.director.backing_files, [Path::new("/srv/base.qcow2")]);
+}
+
+#[test]
+fn medium_that_cannot_be_is_refused_with_the_next_step() {
+    const UNCLEAR: &str = "line 20: lun lun0: medium is not clear; write one of file = \"PATH\", \
+        block-device = \"PATH\", qcow2 = \"PATH\", ram = \"64M\" and null = \"1G\"";
+    let size = |text: &str| {
+        format!(
+            "line 22: lun lun0: size {text:?} is not usable; write at least one block, like 64M, \
+            1G or 2T"
+        )
+    };
+    let timeout = |text: &str| {
+        format!("line 23: lun lun0: timeout {text:?} is not usable; write 100ms to 60m, like 30s")
+    };
+    let file = "file = \"/tmp/lun0.img\"";
+    for (words, message) in [
+        (String::new(), UNCLEAR.to_owned()),
+        (format!("{file}\nram = \"1M\""), UNCLEAR.to_owned()),
+        (
+            "null = \"1G\"\nqcow2 = \"/x\"".to_owned(),
+            UNCLEAR.to_owned(),
+        ),
+        ("ram = \"64\"".to_owned(), size("64")),
+        ("ram = \"0M\"".to_owned(), size("0M")),
+        ("null = \"1K\"".to_owned(), size("1K")),
+        ("null = \"+1M\"".to_owned(), size("+1M")),
+        ("null = \"\"".to_owned(), size("")),
+        ("null = \"99999999999T\"".to_owned(), size("99999999999T")),
+        (
+            "ram = \"65G\"".to_owned(),
+            "line 22: lun lun0: ram of 65G is above 64G; choose less, or a file".to_owned(),
+        ),
+        (
+            "ram = \"1M\"\ndirect = true".to_owned(),
+            "line 23: lun lun0: direct is for file and block-device; leave it out".to_owned(),
+        ),
+        (format!("{file}\ntimeout = \"30\""), timeout("30")),
+        (format!("{file}\ntimeout = \"99ms\""), timeout("99ms")),
+        (format!("{file}\ntimeout = \"61m\""), timeout("61m")),
+        (format!("{file}\ntimeout = \"s\""), timeout("s")),
+    ] {
+        assert_eq!(refusal(file, &words), message, "{words}");
+    }
+    let shared = LAB.replacen(
+        "name = \"director1\"",
+        "name = \"director1\"\nshared-luns = true",
+        1,
+    );
+    assert_eq!(
+        refusal_of(&shared, file, "ram = \"1M\""),
+        "line 23: lun lun0: ram is empty at the other director; choose a file, or take shared-luns away"
+    );
+    assert_eq!(
+        refusal(
+            "name = \"director1\"",
+            "name = \"director1\"\nbacking-files = [\"base.qcow2\"]"
+        ),
+        "line 4: director director1: path \"base.qcow2\" is not absolute; write it from the root, \
+         like /etc/orimono/ca.pem"
+    );
+}
+
+#[test]
 fn malformed_toml_and_unknown_keys_name_their_line() {
     let message = refusal("offloads = false", "offload = false");
     assert!(

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use fabric_transport::DeviceId;
@@ -19,13 +21,15 @@ use crate::raw;
 use crate::{
     DirectorConfig, EDGE_SWITCH_PORTS_MAX, EdgeSwitchConfig, EthernetPortConfig, HostConfig,
     INTERFACE_NAME_BYTES_MAX, LUN_MAX, LabConfig, LunConfig, LunMapping, MTU_MAX, MTU_MIN,
-    NAME_BYTES_MAX, SanPortConfig, Uplink, VHBA_QUEUES_MAX, VNIC_QUEUES_MAX, VhbaConfig, VmConfig,
-    VnicConfig,
+    MediumConfig, NAME_BYTES_MAX, RAM_BYTES_MAX, SanPortConfig, Uplink, VHBA_QUEUES_MAX,
+    VNIC_QUEUES_MAX, VhbaConfig, VmConfig, VnicConfig,
 };
 
 const MTU_DEFAULT: u16 = 1500;
 const SERIAL_BYTES_MAX: usize = 64;
 const DELAY_MS_MAX: u64 = 600_000;
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
 pub(crate) type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -86,13 +90,14 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         listen,
         name: director_name,
         shared_luns: raw.director.shared_luns,
+        backing_files: validator.backing_files(&object, &raw.director.backing_files)?,
         busy_poll: Duration::from_micros(raw.director.busy_poll_us.into()),
         discoverable,
     };
     validator.policies(&raw.qos_policy)?;
     validator.ethernet_ports(&raw.ethernet_port)?;
     validator.san_ports(&raw.san_port)?;
-    validator.luns(&raw.lun)?;
+    validator.luns(&raw.lun, raw.director.shared_luns)?;
     let downlinks = validator.downlinks(&raw)?;
     let mut host_names = Owners::default();
     let mut hosts = Vec::new();
@@ -118,6 +123,41 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         hosts,
         edge_switches,
     })
+}
+
+/// A number of KiB, MiB, GiB or TiB, of whole blocks of both sizes that there are.
+fn parse_size(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let shift = match unit {
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return None,
+    };
+    let bytes = parse_digits(number)?.checked_mul(1 << shift)?;
+    (bytes > 0 && bytes.is_multiple_of(4096) && i64::try_from(bytes).is_ok()).then_some(bytes)
+}
+
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_lowercase());
+    let number = parse_digits(digits)?;
+    let millis = match text.get(digits.len()..)? {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1000),
+        "m" => number.checked_mul(60_000),
+        _ => None,
+    };
+    let timeout = Duration::from_millis(millis?);
+    TIMEOUTS.contains(&timeout).then_some(timeout)
+}
+
+/// As `parse`, without a sign.
+fn parse_digits(text: &str) -> Option<u64> {
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then_some(())?;
+    text.parse().ok()
 }
 
 fn usable_name(name: &str, bytes_max: usize, also: &str) -> bool {
@@ -357,7 +397,7 @@ impl Validator<'_> {
         })
     }
 
-    fn luns(&mut self, luns: &[raw::Lun]) -> Result<()> {
+    fn luns(&mut self, luns: &[raw::Lun], shared: bool) -> Result<()> {
         let mut names = Owners::default();
         for raw in luns {
             let name = self.name("lun", &raw.name)?;
@@ -392,17 +432,91 @@ impl Validator<'_> {
                     }
                 })?;
             }
+            if let Some(ram) = &raw.ram {
+                self.require(&object, ram, !shared, || Problem::SharedRam)?;
+            }
             self.luns.push(LunConfig {
                 serial: raw.serial.as_ref().map_or(&name, Spanned::get_ref).clone(),
+                medium: self.medium(&object, raw)?,
+                timeout: self.timeout(&object, raw.timeout.as_ref())?,
                 name,
                 port,
-                file: raw.file.clone(),
                 block_bytes,
                 read_only: raw.read_only,
                 delay: Duration::from_millis(delay_ms),
             });
         }
         Ok(())
+    }
+
+    fn medium(&self, object: &str, raw: &raw::Lun) -> Result<MediumConfig> {
+        let direct = raw.direct.as_ref().is_some_and(|direct| *direct.get_ref());
+        let media = [
+            raw.file
+                .clone()
+                .map(|path| MediumConfig::File { path, direct }),
+            raw.block_device
+                .clone()
+                .map(|path| MediumConfig::BlockDevice { path, direct }),
+            raw.qcow2.clone().map(|path| MediumConfig::Qcow2 { path }),
+            self.size(object, raw.ram.as_ref())?
+                .map(|bytes| MediumConfig::Ram { bytes }),
+            self.size(object, raw.null.as_ref())?
+                .map(|bytes| MediumConfig::Null { bytes }),
+        ];
+        let mut media = media.into_iter().flatten();
+        let (Some(medium), None) = (media.next(), media.next()) else {
+            return self.at(object, &raw.name, Err(Problem::Medium));
+        };
+        if let (Some(text), MediumConfig::Ram { bytes }) = (&raw.ram, &medium) {
+            let too_large = || Problem::RamTooLarge {
+                text: text.get_ref().clone(),
+            };
+            self.require(object, text, *bytes <= RAM_BYTES_MAX, too_large)?;
+        }
+        if let Some(direct) = &raw.direct {
+            let has_file = matches!(
+                medium,
+                MediumConfig::File { .. } | MediumConfig::BlockDevice { .. }
+            );
+            self.require(object, direct, has_file, || Problem::DirectWithoutFile)?;
+        }
+        Ok(medium)
+    }
+
+    fn size(&self, object: &str, text: Option<&raw::Text>) -> Result<Option<u64>> {
+        let size = text.map(|text| {
+            let problem = || Problem::Size {
+                text: text.get_ref().clone(),
+            };
+            self.at(object, text, parse_size(text.get_ref()).ok_or_else(problem))
+        });
+        size.transpose()
+    }
+
+    fn timeout(&self, object: &str, text: Option<&raw::Text>) -> Result<Duration> {
+        let Some(text) = text else {
+            return Ok(TIMEOUT_DEFAULT);
+        };
+        let problem = || Problem::Timeout {
+            text: text.get_ref().clone(),
+        };
+        self.at(
+            object,
+            text,
+            parse_timeout(text.get_ref()).ok_or_else(problem),
+        )
+    }
+
+    fn backing_files(&self, object: &str, files: &[raw::Text]) -> Result<Vec<PathBuf>> {
+        let absolute = |text: &raw::Text| {
+            let path = text.get_ref();
+            self.require(object, text, path.starts_with('/'), || {
+                Problem::RelativePath { path: path.clone() }
+            })?;
+            Ok(PathBuf::from(path))
+        };
+        files.iter().map(absolute).collect()
     }
 
     fn downlinks(&self, raw: &raw::Lab) -> Result<BTreeMap<String, LinkBudget>> {

@@ -117,6 +117,24 @@ counters! {
 }
 
 counters! {
+    /// Of a logical unit, whoever uses it.
+    ///
+    /// There are also its state, `unreachable` and `write_protected`, 0 or 1, and `blocks`.
+    LunCounters {
+        /// Commands that were answered NOT READY because the medium did not answer in time.
+        timeouts,
+        /// Calls to the medium that failed, but for these:
+        medium_errors,
+        /// Writes that found no space.
+        no_space,
+        /// Flushes that failed; the unit is read-only after the first.
+        flush_failures,
+        /// Changes of its size.
+        resizes,
+    }
+}
+
+counters! {
     /// Of a vHBA.
     ///
     /// Where commands have to wait for the port there are also `port_held_commands`, which do now,

@@ -19,7 +19,7 @@ use qos_monitor::{Hop, LinkHop};
 
 use crate::counters::Snapshot;
 use crate::ethernet::{self, EthernetPort, TapError};
-use crate::san::{self, ClientError, Lun, SanPort, Vhba, VhbaError};
+use crate::san::{self, ClientError, Lun, LunWatch, SanPort, Vhba, VhbaError};
 
 /// Why a director cannot start; everything that was opened is closed again.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +94,7 @@ pub struct Director {
     // Fields are dropped in this order.
     responder: Option<Responder>,
     acceptor: Acceptor,
+    _watch: LunWatch,
     books: Arc<Books>,
     name: String,
     links: LinkSecurity,
@@ -110,6 +111,7 @@ struct Books {
     edge_switches: Vec<EdgeSwitchConfig>,
     devices: HashMap<DeviceId, Device>,
     ethernet_ports: BTreeMap<PortName, EthernetPort>,
+    luns: BTreeMap<String, Arc<Lun>>,
     vhbas: BTreeMap<DeviceId, Vhba>,
     /// Their threads end after the vHBAs that wait for them.
     san_ports: BTreeMap<PortName, SanPort>,
@@ -140,11 +142,9 @@ impl Director {
     pub fn start(config: &LabConfig) -> Result<Self, DirectorError> {
         let mut luns = BTreeMap::new();
         for lun in &config.luns {
-            let open = Lun::open(lun, config.director.shared_luns).map_err(|source| {
-                DirectorError::Lun {
-                    name: lun.name.clone(),
-                    source,
-                }
+            let open = Lun::open(lun, &config.director).map_err(|source| DirectorError::Lun {
+                name: lun.name.clone(),
+                source,
             })?;
             luns.insert(lun.name.clone(), Arc::new(open));
         }
@@ -179,12 +179,13 @@ impl Director {
             edge_switches: config.edge_switches.clone(),
             devices: devices(config).collect(),
             ethernet_ports,
+            luns,
             vhbas,
             san_ports,
         };
         tracing::info!(
             director = config.director.name,
-            luns = luns.len(),
+            luns = books.luns.len(),
             vhbas = books.vhbas.len(),
             ethernet_ports = books.ethernet_ports.len(),
             "director started"
@@ -197,11 +198,14 @@ impl Director {
             session.resume_max = Duration::from_secs(1);
         }
         let instance = session.instance;
+        let watch =
+            LunWatch::start(books.luns.values().cloned()).map_err(DirectorError::Sessions)?;
         let acceptor = Acceptor::start(session, books.clone(), books.clone())
             .map_err(DirectorError::Sessions)?;
         Ok(Self {
             responder: None,
             acceptor,
+            _watch: watch,
             books,
             name: config.director.name.clone(),
             links: config.links.clone(),
@@ -328,7 +332,7 @@ impl Director {
         Some(Arc::new(LinkHop::new(hop, devices.collect(), present)))
     }
 
-    /// The counters of all ports and devices.
+    /// The counters of all ports, logical units and devices.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Snapshot> {
         let ports = self
@@ -337,6 +341,7 @@ impl Director {
             .values()
             .flat_map(EthernetPort::snapshot);
         ports
+            .chain(self.books.luns.values().map(|lun| lun.snapshot()))
             .chain(self.books.vhbas.values().map(Vhba::snapshot))
             .collect()
     }
@@ -448,7 +453,7 @@ impl Directory for Books {
                 let client = self.vhbas.get(&device).map(Vhba::client).transpose();
                 let client = client.map_err(|error| match error {
                     ClientError::Admission(error) => refusal(&error),
-                    ClientError::File(error) => error.to_string(),
+                    ClientError::Medium(error) => error.to_string(),
                 })?;
                 client.map(|client| (san::WINDOWS, client))
             }

@@ -1,15 +1,16 @@
-//! I/O director: host sessions, switching, Ethernet ports on TAP interfaces, SAN ports on files.
+//! I/O director: host sessions, switching, Ethernet ports on TAP interfaces, SAN ports on files, devices,
+//! images and memory.
 //!
 //! ```text
 //! host agent ══ fabric link ══> director (Directory) ─> ethernet::port ─> switch ─> TAP
-//!                                                    └> san::vhba ─> san::nexus ─> scsi-target ─> file
+//!                                                    └> san::vhba ─> san::nexus ─> scsi-target ─> san::backend
 //! ```
 //!
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`director`] | who may attach what, and the order of start and stop |
 //! | [`ethernet`] | ports, the switch behind each, TAP interfaces |
-//! | [`san`] | vHBAs, one thread for each of their LUNs, files as block devices |
+//! | [`san`] | vHBAs, threads for each of their LUNs, what LUNs keep their blocks on |
 //! | [`counters`] | what was done and what was dropped, by device and reason |
 //!
 //! **A port with a rate has a scheduler** for each direction (`port_scheduler`, `port_direction`):

@@ -1,12 +1,14 @@
-//! SAN module: vHBAs whose logical units are files or block devices.
+//! SAN module: vHBAs whose logical units are files, block devices, images or memory.
 //!
 //! ```text
 //! link thread:   Vhba session ─ commands, write data ─> nexus queue
-//! nexus thread:  queue ─> scsi_target::ItNexus::execute ─> file ─> DATA_IN, STATUS ─> lanes
+//! nexus thread:  queue ─> scsi_target::ItNexus::execute ─> medium ─> DATA_IN, STATUS ─> lanes
+//! watch threads: commands that take too long, media that change their size
 //! ```
 //!
-//! One thread for each (vHBA, LUN): a LUN that takes seconds holds up its own commands and no
-//! other. What a host can make wait here is bounded by [`WINDOWS`]: commands and write data keep
+//! Threads of its own for each (vHBA, LUN), one while the medium is fast and up to eight while it
+//! is slow: a LUN that takes seconds holds up its own commands and no other, and one that does
+//! not answer at all is answered for after its timeout. What a host can make wait here is bounded by [`WINDOWS`]: commands and write data keep
 //! their credit until the command has ended. So that one slow LUN cannot take all of a vHBA's
 //! credit, each LUN of a vHBA with several gets a share and answers TASK SET FULL above it.
 //!
@@ -15,8 +17,8 @@
 //! task management finds them, and are executed in their order once they are granted. Nothing more
 //! can wait than without it.
 
+mod backend;
 mod command_queue;
-mod file_lun;
 mod nexus;
 mod port;
 mod task_set;
@@ -24,12 +26,14 @@ mod task_set;
 mod tests;
 mod vhba;
 mod vhba_session;
+mod watch;
 
 use fabric_transport::control::Windows;
 
-pub use file_lun::{FileLun, FileLunError};
+pub use backend::BackendError;
 pub use port::SanPort;
 pub use vhba::{ClientError, Lun, Vhba, VhbaError};
+pub use watch::LunWatch;
 
 /// Commands of one vHBA that may wait or run here.
 pub const COMMANDS_MAX: u32 = 64;

@@ -1,7 +1,8 @@
-//! One I_T_L nexus: a queue and the thread that executes it.
+//! One I_T_L nexus: a queue and the threads that execute it.
 //!
 //! ```text
 //! waiting --pick--> running --executed--> answered
+//!    |                 └── longer than the timeout ──> answered NOT READY, overdue
 //!    └── task management, end of session ──> taken out (waiting) or marked (running)
 //! ```
 //!
@@ -9,18 +10,42 @@
 //! by what the mark says, and whoever wanted it gone is told only then. What a TASK MANAGEMENT
 //! response promises, that the task changes nothing any more, is therefore true. So is what the
 //! status of PREEMPT AND ABORT promises of the tasks of those it preempts.
+//!
+//! **One thread, or several.** A medium that answers from memory is fastest when one thread does
+//! one command after the other; a second would cost more than it saves. When most commands take
+//! [`SLOW`], or one has taken [`LATE`], up to [`EXECUTORS_MAX`] run at a time, so that
+//! a slow medium has something to choose from (`docs/adr/0014-lun-back-ends.md`).
+//!
+//! **Overdue.** A command that is at the medium longer than the timeout is answered, and its
+//! thread is written off: another takes its place, up to [`THREADS_MAX`]. Until it is back the
+//! unit refuses every access (`backend::medium`), which is why the promise above holds for
+//! overdue commands too.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fabric_payload::scsi::ServiceResponse;
-use scsi_target::{Completion, ItNexus};
+use scsi_target::{Completion, ItNexus, TaskAttribute};
 
-use super::task_set::{Task, TaskKey, TaskSet};
+use super::backend::medium::Medium;
+use super::task_set::{self, Task, TaskKey, TaskSet};
 use super::vhba_session::{ManagementEnd, VhbaSession};
 
 type SessionTask = Task<Arc<VhbaSession>>;
+
+/// Commands of one nexus that run at a time, at most.
+pub(super) const EXECUTORS_MAX: usize = 8;
+/// Threads of one nexus, those that wait for a dead medium included.
+const THREADS_MAX: usize = 2 * EXECUTORS_MAX;
+/// Commands that take this long are worth a thread each: more than to copy 128 KiB, less than any
+/// disk.
+const SLOW: Duration = Duration::from_micros(25);
+/// So many more slow commands than fast ones make a slow medium; a thread that lost its processor
+/// for a moment makes none.
+const MOSTLY_SLOW: u8 = 4;
+/// One that has taken this long is waited for by no other.
+const LATE: Duration = Duration::from_millis(1);
 
 /// What becomes of a task that is taken away.
 #[derive(Debug, Clone)]
@@ -36,14 +61,15 @@ pub(super) enum Fate {
 /// Shared by the tasks that a PREEMPT AND ABORT takes away; the last one wakes its nexus.
 #[derive(Debug)]
 pub(super) struct Preemption {
-    by: Arc<Nexus>,
+    by: Weak<Nexus>,
 }
 
 impl Drop for Preemption {
     fn drop(&mut self) {
+        let Some(by) = self.by.upgrade() else { return };
         // With the lock taken in between, whoever saw a task left is waiting by now.
-        drop(self.by.lock());
-        self.by.changed.notify_all();
+        drop(by.lock());
+        by.changed.notify_all();
     }
 }
 
@@ -57,23 +83,52 @@ pub(super) struct Share {
 #[derive(Debug, Default)]
 struct NexusState {
     tasks: TaskSet<Arc<VhbaSession>>,
-    running: Option<Running>,
+    running: Vec<Running>,
+    /// Names the next one that runs.
+    number: u64,
+    /// Up for each command that was slow and down for each that was not, up to twice
+    /// [`MOSTLY_SLOW`].
+    slow: u8,
+    threads: Vec<JoinHandle<()>>,
+    /// Of these, those that have not ended.
+    alive: usize,
+    /// Those that wait for work.
+    idle: usize,
+    /// Those that wait for the medium on behalf of nobody.
+    overdue: usize,
     stopped: bool,
-}
-
-impl NexusState {
-    /// Whether the task that runs was taken away.
-    fn is_marked(&self) -> bool {
-        let running = self.running.as_ref();
-        running.is_some_and(|running| !running.fates.is_empty())
-    }
 }
 
 #[derive(Debug)]
 struct Running {
+    number: u64,
     key: TaskKey,
+    attribute: TaskAttribute,
     data_out_bytes: usize,
+    session: Arc<VhbaSession>,
     fates: Vec<Fate>,
+    /// When it got to the medium.
+    since: Option<Instant>,
+    /// Answered already.
+    overdue: bool,
+}
+
+impl NexusState {
+    /// Those that somebody waits for.
+    fn running(&self) -> impl Iterator<Item = &Running> {
+        self.running.iter().filter(|running| !running.overdue)
+    }
+
+    /// Whether a task that runs was neither answered nor taken away.
+    fn still_counts(&self, number: u64) -> bool {
+        let mut running = self.running();
+        running.any(|running| running.number == number && running.fates.is_empty())
+    }
+
+    /// Threads that execute or send.
+    fn busy(&self) -> usize {
+        self.alive.saturating_sub(self.idle + self.overdue)
+    }
 }
 
 /// The queue of one (vHBA, LUN).
@@ -81,34 +136,52 @@ struct Running {
 pub(super) struct Nexus {
     state: Mutex<NexusState>,
     changed: Condvar,
+    name: String,
+    it_nexus: Arc<ItNexus>,
     share: Share,
     /// Every command is answered this late.
     delay: Duration,
-    /// Under which reservations know it.
-    initiator_port: u64,
+    /// What commands may wait for.
+    medium: Option<Arc<Medium>>,
+    me: Weak<Self>,
 }
 
 impl Nexus {
-    pub(super) fn new(share: Share, delay: Duration, initiator_port: u64) -> Arc<Self> {
-        Arc::new(Self {
+    /// `name` is that of its threads.
+    pub(super) fn new(
+        name: String,
+        it_nexus: Arc<ItNexus>,
+        share: Share,
+        delay: Duration,
+        medium: Option<Arc<Medium>>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
             state: Mutex::default(),
             changed: Condvar::new(),
+            name,
+            it_nexus,
             share,
             delay,
-            initiator_port,
+            medium,
+            me: me.clone(),
         })
     }
 
-    /// Starts the thread that executes on `it_nexus`.
-    pub(super) fn start(
-        self: &Arc<Self>,
-        name: &str,
-        it_nexus: Arc<ItNexus>,
-    ) -> std::io::Result<JoinHandle<()>> {
-        let nexus = self.clone();
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || nexus.run(&it_nexus))
+    /// Starts the first thread.
+    pub(super) fn start(&self) -> std::io::Result<()> {
+        self.spawn(&mut self.lock())
+    }
+
+    fn spawn(&self, state: &mut NexusState) -> std::io::Result<()> {
+        let Some(nexus) = self.me.upgrade() else {
+            return Ok(());
+        };
+        let thread = std::thread::Builder::new().name(self.name.clone());
+        let thread = thread.spawn(move || nexus.run())?;
+        state.threads.retain(|thread| !thread.is_finished());
+        state.threads.push(thread);
+        state.alive += 1;
+        Ok(())
     }
 
     pub(super) fn stop(&self) {
@@ -116,14 +189,23 @@ impl Nexus {
         self.changed.notify_all();
     }
 
+    /// Waits for the threads of a nexus that is stopped.
+    pub(super) fn join(&self) {
+        let threads = std::mem::take(&mut self.lock().threads);
+        for thread in threads {
+            // A panic there was reported by the thread itself.
+            drop(thread.join());
+        }
+    }
+
     /// Adds a task, or gives it back when this nexus has its share already (TASK SET FULL).
     ///
     /// `added` is called once it is in, before anybody can find it.
     pub(super) fn push(&self, task: SessionTask, added: impl FnOnce()) -> Result<(), SessionTask> {
         let mut state = self.lock();
-        // The one that runs holds its credit as much as those that wait.
+        // Those that run hold their credit as much as those that wait.
         let (mut commands, mut bytes) = state.tasks.load();
-        if let Some(running) = &state.running {
+        for running in state.running() {
             commands += 1;
             bytes += running.data_out_bytes;
         }
@@ -136,48 +218,48 @@ impl Nexus {
         }
         state.tasks.push(task);
         added();
-        drop(state);
-        self.changed.notify_all();
+        self.wake(state);
         Ok(())
     }
 
     /// The port lets a task be executed; one that was taken away needs no leave.
     pub(super) fn grant(&self, key: TaskKey) {
-        if self.lock().tasks.grant(key) {
-            self.changed.notify_all();
+        let mut state = self.lock();
+        if state.tasks.grant(key) {
+            self.wake(state);
         }
     }
 
     /// Appends write data to a waiting task; one that was taken away needs none.
     pub(super) fn append(&self, key: TaskKey, data: &[u8]) {
-        if self.lock().tasks.append(key, data) {
-            self.changed.notify_all();
+        let mut state = self.lock();
+        if state.tasks.append(key, data) {
+            self.wake(state);
         }
     }
 
     /// Whether a task that `wanted` names waits or runs.
     pub(super) fn contains(&self, mut wanted: impl FnMut(TaskKey) -> bool) -> bool {
         let state = self.lock();
-        let running = state
-            .running
-            .as_ref()
-            .is_some_and(|running| wanted(running.key));
+        let running = state.running().any(|running| wanted(running.key));
         running || state.tasks.contains(wanted)
     }
 
-    /// Takes the tasks that `wanted` names out of the queue and marks the one that runs.
+    /// Takes the tasks that `wanted` names out of the queue and marks those that run.
     pub(super) fn take(
         &self,
         mut wanted: impl FnMut(TaskKey) -> bool,
         fate: &Fate,
     ) -> Vec<SessionTask> {
         let mut state = self.lock();
-        if let Some(running) = state.running.as_mut().filter(|running| wanted(running.key)) {
-            running.fates.push(fate.clone());
+        for running in &mut state.running {
+            if !running.overdue && wanted(running.key) {
+                running.fates.push(fate.clone());
+            }
         }
         let removed = state.tasks.remove(wanted);
         drop(state);
-        // A delay that is underway for a marked task ends; a task behind a removed one may run.
+        // A delay that is underway for a marked task ends; tasks behind a removed one may run.
         self.changed.notify_all();
         for task in &removed {
             task.session.withdraw(task.key);
@@ -185,59 +267,176 @@ impl Nexus {
         removed
     }
 
+    /// Answers what has been at the medium for `timeout`, and has another thread go on. Called
+    /// now and then.
+    pub(super) fn expire(&self, now: Instant, timeout: Duration) {
+        let Some(medium) = &self.medium else { return };
+        let mut state = self.lock();
+        let mut ended = Vec::new();
+        for running in &mut state.running {
+            let since = running.since.filter(|_| !running.overdue);
+            if since.is_some_and(|since| now.saturating_duration_since(since) >= timeout) {
+                running.overdue = true;
+                // Before anybody hears of it: what comes after must not reach the medium.
+                medium.gave_up();
+                let fates = std::mem::take(&mut running.fates);
+                ended.push((running.session.clone(), running.key, fates));
+            }
+        }
+        state.overdue += ended.len();
+        // Only when threads wait that never got to the medium, which refuses by now.
+        let mut waiting = Vec::new();
+        if state.overdue >= THREADS_MAX {
+            waiting = state.tasks.remove(|_| true);
+        }
+        self.wake(state);
+        for (session, key, fates) in ended {
+            match fates.first() {
+                Some(Fate::Lost) => session.lost(key.tag),
+                Some(Fate::Ended(response, _)) => session.end(key.tag, *response),
+                Some(Fate::Preempted(_)) => session.end(key.tag, ServiceResponse::Aborted),
+                None => session.unavailable(key.tag),
+            }
+            finish(fates);
+        }
+        for task in waiting {
+            task.session.withdraw(task.key);
+            task.session.unavailable(task.key.tag);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, NexusState> {
         // Whole between any two statements: going on is safe.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the next task; `None` when the nexus stops.
-    fn next(&self) -> Option<SessionTask> {
+    /// Whether one more thread may work.
+    fn has_room(&self, state: &NexusState) -> bool {
+        let busy = state.busy();
+        if busy == 0 || !self.delay.is_zero() {
+            return busy == 0;
+        }
+        let late = |running: &Running| running.since.is_some_and(|since| since.elapsed() >= LATE);
+        busy < EXECUTORS_MAX && (state.slow >= MOSTLY_SLOW || state.running().any(late))
+    }
+
+    /// Has a thread look for work, if one more may.
+    fn wake(&self, mut state: MutexGuard<'_, NexusState>) {
+        if state.tasks.is_empty() || !self.has_room(&state) {
+            return;
+        }
+        if state.idle > 0 {
+            drop(state);
+            self.changed.notify_one();
+        } else if state.alive < THREADS_MAX
+            && !state.stopped
+            && let Err(error) = self.spawn(&mut state)
+        {
+            tracing::debug!(%error, nexus = self.name, "no thread");
+        }
+    }
+
+    /// Waits for the next task; `None` when the thread is to end.
+    fn next(&self) -> Option<(u64, SessionTask)> {
         let mut state = self.lock();
         loop {
-            if state.stopped {
+            // Written-off threads that are back are too many.
+            let surplus = state.busy() + state.idle > EXECUTORS_MAX;
+            if state.stopped || surplus {
+                state.alive = state.alive.saturating_sub(1);
                 return None;
             }
-            if let Some(task) = state.tasks.pick() {
-                state.running = Some(Running {
+            // It counts as busy itself.
+            state.idle += 1;
+            let has_room = self.has_room(&state);
+            state.idle -= 1;
+            let mut beside = task_set::Running::default();
+            state.running().for_each(|each| beside.add(each.attribute));
+            if has_room && let Some(task) = state.tasks.pick(beside) {
+                state.number += 1;
+                let number = state.number;
+                state.running.push(Running {
+                    number,
                     key: task.key,
+                    attribute: task.attribute,
                     data_out_bytes: task.data_out_bytes,
+                    session: task.session.clone(),
                     fates: Vec::new(),
+                    since: self.delay.is_zero().then(Instant::now),
+                    overdue: false,
                 });
-                return Some(task);
+                // Whoever was woken for this one is needed for the next.
+                self.wake(state);
+                return Some((number, task));
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state.idle += 1;
+            let waited = self.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
         }
     }
 
     /// Waits out the configured delay, unless the task is taken away; whether it still counts.
-    fn pause(&self) -> bool {
+    fn pause(&self, number: u64) -> bool {
         let mut state = self.lock();
         let end = Instant::now() + self.delay;
         loop {
-            if state.stopped || state.is_marked() {
+            let stopped = state.stopped;
+            let running = state.running.iter_mut();
+            let mut running = running.filter(|running| running.number == number);
+            let Some(running) = running.next().filter(|running| running.fates.is_empty()) else {
                 return false;
-            }
+            };
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() && !stopped {
+                running.since = Some(Instant::now());
                 return true;
+            }
+            if stopped {
+                return false;
             }
             let waited = self.changed.wait_timeout(state, left);
             (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 
+    /// Takes a task from those that run; `None` if it was answered in the meantime.
+    fn ended(&self, number: u64) -> Option<Running> {
+        let mut state = self.lock();
+        let at = state
+            .running
+            .iter()
+            .position(|running| running.number == number)?;
+        let running = state.running.swap_remove(at);
+        if running.overdue {
+            state.overdue = state.overdue.saturating_sub(1);
+            drop(state);
+            if let Some(medium) = &self.medium {
+                medium.came_back();
+            }
+            return None;
+        }
+        if let Some(since) = running.since {
+            state.slow = if since.elapsed() >= SLOW {
+                (state.slow + 1).min(2 * MOSTLY_SLOW)
+            } else {
+                state.slow.saturating_sub(1)
+            };
+        }
+        Some(running)
+    }
+
     /// Ends the tasks that other nexuses with these initiator ports have on the unit, and waits
     /// until they change nothing any more. One that is taken away itself promises nothing and does
     /// not wait: two that preempt each other would never end.
-    fn preempt(self: &Arc<Self>, task: &SessionTask, ports: &[u64]) {
-        let preemption = Arc::new(Preemption { by: self.clone() });
+    fn preempt(&self, number: u64, task: &SessionTask, ports: &[u64]) {
+        let by = self.me.clone();
+        let preemption = Arc::new(Preemption { by });
         let left = Arc::downgrade(&preemption);
         let fate = Fate::Preempted(preemption);
         for nexus in task.session.sharing(task.lun) {
-            if ports.contains(&nexus.initiator_port) && !Arc::ptr_eq(&nexus, self) {
+            let preempted = ports.contains(&nexus.it_nexus.initiator_port());
+            if preempted && !std::ptr::eq(Arc::as_ptr(&nexus), self) {
                 for task in nexus.take(|_| true, &fate) {
                     task.session.end(task.key.tag, ServiceResponse::Aborted);
                 }
@@ -245,28 +444,27 @@ impl Nexus {
         }
         drop(fate);
         let mut state = self.lock();
-        while left.strong_count() > 0 && !state.stopped && !state.is_marked() {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+        while left.strong_count() > 0 && !state.stopped && state.still_counts(number) {
+            let waited = self.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn run(self: &Arc<Self>, it_nexus: &ItNexus) {
+    fn run(&self) {
         let mut data_in = Vec::new();
-        while let Some(task) = self.next() {
-            let completion = (self.delay.is_zero() || self.pause())
-                .then(|| execute(it_nexus, &task, &mut data_in));
+        while let Some((number, task)) = self.next() {
+            let completion = (self.delay.is_zero() || self.pause(number))
+                .then(|| execute(&self.it_nexus, &task, &mut data_in));
             if let Some(completion) = &completion
                 && !completion.preempted_ports.is_empty()
             {
-                self.preempt(&task, &completion.preempted_ports);
+                self.preempt(number, &task, &completion.preempted_ports);
             }
-            let running = self.lock().running.take();
-            let mut fates = running.map(|running| running.fates).unwrap_or_default();
+            let Some(running) = self.ended(number) else {
+                continue;
+            };
             // The first that took it away decides; the others only wait for its end.
-            match (fates.first(), completion) {
+            match (running.fates.first(), completion) {
                 (Some(Fate::Lost), _) => task.session.lost(task.key.tag),
                 (Some(Fate::Ended(response, _)), _) => task.session.end(task.key.tag, *response),
                 (Some(Fate::Preempted(_)), _) => {
@@ -276,13 +474,18 @@ impl Nexus {
                 // Stopped: the session ends too, which tells the host.
                 (None, None) => task.session.lost(task.key.tag),
             }
-            for fate in fates.drain(..) {
-                match fate {
-                    Fate::Ended(_, end) => ManagementEnd::finish(end),
-                    Fate::Preempted(preemption) => drop(preemption),
-                    Fate::Lost => {}
-                }
-            }
+            finish(running.fates);
+        }
+    }
+}
+
+/// Those who wanted a task gone need not wait for it any more.
+fn finish(fates: Vec<Fate>) {
+    for fate in fates {
+        match fate {
+            Fate::Ended(_, end) => ManagementEnd::finish(end),
+            Fate::Preempted(preemption) => drop(preemption),
+            Fate::Lost => {}
         }
     }
 }

@@ -4,6 +4,8 @@
 //! - ORDERED runs when all older tasks have, and nothing newer runs before it.
 //! - SIMPLE tasks run in order of arrival, except that one whose write data is underway does not
 //!   hold up those behind it.
+//! - What runs counts as older than all that waits: beside an ORDERED or HEAD OF QUEUE task only
+//!   HEAD OF QUEUE begins, and ORDERED begins alone.
 //! - A task that the port does not let go yet holds up those behind it: a vHBA above its rate is
 //!   slower, and its tasks keep their order.
 
@@ -42,6 +44,24 @@ impl<S> Task<S> {
     }
 }
 
+/// What runs, as far as it decides what may begin.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Running {
+    pub(super) any: bool,
+    /// One that is ORDERED or HEAD OF QUEUE.
+    pub(super) barrier: bool,
+}
+
+impl Running {
+    pub(super) fn add(&mut self, attribute: TaskAttribute) {
+        self.any = true;
+        self.barrier |= matches!(
+            attribute,
+            TaskAttribute::Ordered | TaskAttribute::HeadOfQueue
+        );
+    }
+}
+
 /// The waiting tasks.
 #[derive(Debug)]
 pub(super) struct TaskSet<S> {
@@ -63,6 +83,10 @@ impl<S> TaskSet<S> {
             self.waiting.len(),
             self.waiting.iter().map(|task| task.data_out_bytes).sum(),
         )
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     pub(super) fn push(&mut self, task: Task<S>) {
@@ -99,12 +123,15 @@ impl<S> TaskSet<S> {
         Vec::from(removed as VecDeque<_>)
     }
 
-    /// Takes out the task that may run next.
-    pub(super) fn pick(&mut self) -> Option<Task<S>> {
+    /// Takes out the task that may begin next beside what runs.
+    pub(super) fn pick(&mut self, running: Running) -> Option<Task<S>> {
         for at in 0..self.waiting.len() {
             let task = self.waiting.get(at)?;
+            if running.barrier && task.attribute != TaskAttribute::HeadOfQueue {
+                return None;
+            }
             let ordered = task.attribute == TaskAttribute::Ordered;
-            if ordered && at > 0 {
+            if ordered && (at > 0 || running.any) {
                 return None;
             }
             if task.is_complete() {
@@ -146,7 +173,7 @@ mod tests {
 
     /// The tags in the order in which they run.
     fn run(set: &mut TaskSet<()>) -> Vec<u64> {
-        std::iter::from_fn(|| set.pick())
+        std::iter::from_fn(|| set.pick(Running::default()))
             .map(|task| task.key.tag.0)
             .collect()
     }
@@ -222,5 +249,25 @@ mod tests {
         let removed = all.remove(|key| key.tag == Tag(1));
         assert_eq!(removed.len(), 1);
         assert_eq!(run(&mut all), [2]);
+    }
+
+    #[test]
+    fn what_runs_decides_what_begins_beside_it() {
+        let beside = |attributes: &[TaskAttribute], waiting: &[TaskAttribute]| {
+            let mut running = Running::default();
+            attributes.iter().for_each(|each| running.add(*each));
+            let mut set = set((1..).zip(waiting).map(|(tag, each)| (tag, *each, 0)));
+            set.pick(running).map(|task| task.attribute)
+        };
+        assert_eq!(beside(&[Simple], &[Simple]), Some(Simple));
+        assert_eq!(beside(&[Simple], &[Ordered, Simple]), None);
+        assert_eq!(beside(&[Ordered], &[Simple]), None);
+        assert_eq!(beside(&[HeadOfQueue], &[Simple]), None);
+        assert_eq!(beside(&[HeadOfQueue, Simple], &[Ordered]), None);
+        assert_eq!(
+            beside(&[Ordered], &[Simple, HeadOfQueue]),
+            Some(HeadOfQueue)
+        );
+        assert_eq!(beside(&[], &[Ordered]), Some(Ordered));
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use fabric_config::LabConfig;
 use fabric_payload::scsi::{
-    Command, Data, InformationUnit, ServiceResponse, Tag, TaskFunction, TaskResponse,
+    Command, Data, Event, InformationUnit, ServiceResponse, Tag, TaskFunction, TaskResponse,
 };
 use fabric_transport::endpoint::{DeviceGrant, Endpoint};
 use fabric_transport::{
@@ -19,6 +19,7 @@ use qos::DeviceRate;
 
 use crate::Director;
 
+mod medium;
 mod shaping;
 
 /// A failed expectation, not a measure: nothing here takes this long.
@@ -44,6 +45,7 @@ enum Seen {
         tag: u64,
         response: TaskResponse,
     },
+    Event(Event),
 }
 
 /// The vHBA at the host's end: puts data-in together, reports what ends.
@@ -93,6 +95,7 @@ impl LaneClient for HostVhba {
                     response,
                 });
             }
+            InformationUnit::Event(event) => self.report(Seen::Event(event)),
             other => panic!("a director does not send {other:?}"),
         }
         Receipt::Consumed
@@ -306,10 +309,20 @@ fn frame(lane: VirtualLane, unit: &InformationUnit<'_>) -> (VirtualLane, FrameBu
 }
 
 fn command(tag: u64, lun: u8, cdb: &[u8], out: u32, data_in: u32) -> (VirtualLane, FrameBuffer) {
+    command_of(0, tag, (lun, cdb), out, data_in)
+}
+
+fn command_of(
+    attribute: u8,
+    tag: u64,
+    (lun, cdb): (u8, &[u8]),
+    out: u32,
+    data_in: u32,
+) -> (VirtualLane, FrameBuffer) {
     let unit = InformationUnit::Command(Command {
         tag: Tag(tag),
         lun: [0x40, lun, 0, 0, 0, 0, 0, 0],
-        attribute: 0,
+        attribute,
         cdb,
         data_out_bytes: out,
         data_in_bytes: data_in,

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use fabric_config::{LunConfig, VhbaConfig};
+use fabric_config::{DirectorConfig, LunConfig, VhbaConfig};
 use fabric_payload::scsi::{LunBytes, TRANSFER_BYTES_MAX};
 use fabric_transport::{DeviceId, LaneClient};
 use qos::{AdmissionError, DeviceRate};
@@ -16,8 +15,9 @@ use scsi_target::{
     TaskManagementFunction,
 };
 
+use super::backend::medium::Medium;
+use super::backend::{self, BackendError};
 use super::command_queue::Charged;
-use super::file_lun::{FileLun, FileLunError};
 use super::nexus::{Nexus, Share};
 use super::port::{HeldCommand, SanPort, SanPortShared};
 use super::task_set::TaskKey;
@@ -28,14 +28,14 @@ use crate::counters::{Snapshot, VhbaCounters};
 /// Why a vHBA or its logical unit cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum VhbaError {
-    /// The file.
+    /// What it keeps its blocks on.
     #[error(transparent)]
-    File(#[from] FileLunError),
+    Medium(#[from] BackendError),
     /// The serial number.
     #[error("serial number is not usable; choose another")]
     Identity(#[from] IdentityError),
     /// The geometry.
-    #[error("geometry cannot be served; correct block-bytes or the file")]
+    #[error("geometry cannot be served; correct block-bytes or the medium")]
     Unit(#[from] LogicalUnitError),
     /// The LUN map names a unit that is not open.
     #[error("lun {name:?} is not open; add it to the lab file")]
@@ -62,55 +62,99 @@ pub enum ClientError {
     Admission(#[from] AdmissionError),
     /// One of its logical units.
     #[error(transparent)]
-    File(#[from] FileLunError),
+    Medium(#[from] BackendError),
 }
 
 /// An open logical unit of a SAN port, shared by any number of vHBAs.
 #[derive(Debug)]
 pub struct Lun {
     unit: Arc<LogicalUnit>,
-    file: Arc<FileLun>,
+    medium: Arc<Medium>,
     /// Sessions that use it, if it is locked only for these; else `None`.
     users: Option<Mutex<usize>>,
     delay: Duration,
-    /// Of all vHBAs that see it: a reset of the unit ends the tasks of all.
-    nexuses: Mutex<Vec<Weak<Nexus>>>,
+    timeout: Duration,
+    /// Of all vHBAs that see it: a reset of the unit ends the tasks of all, a change is told to all.
+    mappings: Mutex<Vec<Mapping>>,
+}
+
+/// Who sees a unit, and as which LUN.
+#[derive(Debug)]
+struct Mapping {
+    nexus: Weak<Nexus>,
+    vhba: Weak<VhbaShared>,
+    lun: u16,
 }
 
 impl Lun {
-    /// Opens the file of `config`. A `shared` one is locked only while a session uses it, so that
-    /// another director may have it at other times.
+    /// Opens the medium of `config`. Where the director shares its LUNs, it is locked only while a
+    /// session uses it, so that another director may have it at other times.
     ///
     /// # Errors
     /// [`VhbaError`].
-    pub fn open(config: &LunConfig, shared: bool) -> Result<Self, VhbaError> {
-        let open = if shared {
-            FileLun::open_unclaimed
-        } else {
-            FileLun::open
-        };
-        let file = Arc::new(open(&config.file, config.block_bytes, config.read_only)?);
+    pub fn open(config: &LunConfig, director: &DirectorConfig) -> Result<Self, VhbaError> {
+        let backend = backend::open(config, &director.backing_files)?;
+        let medium = Arc::new(Medium::new(&config.name, backend));
+        if !director.shared_luns {
+            medium.claim()?;
+        }
         let identity = Identity::from_serial(&config.serial)?.with_read_only(config.read_only);
-        let unit = Arc::new(LogicalUnit::new(identity, file.clone())?);
+        let unit = Arc::new(LogicalUnit::new(identity, medium.clone())?);
         Ok(Self {
             unit,
-            file,
-            users: shared.then(Mutex::default),
+            medium,
+            users: director.shared_luns.then(Mutex::default),
             delay: config.delay,
-            nexuses: Mutex::default(),
+            timeout: config.timeout,
+            mappings: Mutex::default(),
         })
+    }
+
+    /// Its counters and state.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.medium.snapshot()
+    }
+
+    /// Answers the commands that have been at the medium too long.
+    pub(super) fn expire(&self) {
+        let now = Instant::now();
+        for nexus in self.nexuses() {
+            nexus.expire(now, self.timeout);
+        }
+    }
+
+    /// Looks whether the size changed, and tells everybody. May block.
+    pub(super) fn measure(&self) {
+        if !self.medium.measure() {
+            return;
+        }
+        self.unit.capacity_changed();
+        let mappings = self.lock();
+        let vhbas = mappings.iter().filter_map(|mapping| {
+            let vhba = mapping.vhba.upgrade()?;
+            Some((vhba, mapping.lun))
+        });
+        let vhbas: Vec<_> = vhbas.collect();
+        drop(mappings);
+        for (vhba, lun) in vhbas {
+            let session = vhba.lock_current().clone();
+            if let Some(session) = session {
+                session.capacity_changed(lun);
+            }
+        }
     }
 
     /// A session is about to use it.
     ///
     /// # Errors
     /// Another director has it.
-    fn claim(&self) -> Result<(), FileLunError> {
+    fn claim(&self) -> Result<(), BackendError> {
         let Some(users) = &self.users else {
             return Ok(());
         };
         let mut users = users.lock().unwrap_or_else(PoisonError::into_inner);
-        self.file.claim()?;
+        self.medium.claim()?;
         *users += 1;
         Ok(())
     }
@@ -132,16 +176,20 @@ impl Lun {
         let Some(users) = &self.users else { return };
         let users = users.lock().unwrap_or_else(PoisonError::into_inner);
         if *users == 0 {
-            self.file.give_up();
+            self.medium.give_up();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Nexus>>> {
-        self.nexuses.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Mapping>> {
+        self.mappings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn nexuses(&self) -> Vec<Arc<Nexus>> {
-        self.lock().iter().filter_map(Weak::upgrade).collect()
+        let mappings = self.lock();
+        mappings
+            .iter()
+            .filter_map(|mapping| mapping.nexus.upgrade())
+            .collect()
     }
 }
 
@@ -175,7 +223,6 @@ pub(super) struct VhbaShared {
 pub struct Vhba {
     name: String,
     shared: Arc<VhbaShared>,
-    threads: Vec<JoinHandle<()>>,
 }
 
 /// At most half of the credit is spread over all LUNs but one, so that these may all be slow and
@@ -227,14 +274,17 @@ impl Vhba {
             it_nexus
                 .attach(address, lun.unit.clone())
                 .map_err(|_in_use| number)?;
-            let nexus = Nexus::new(share, lun.delay, config.wwpn.0);
+            let thread = format!("{}:{}", mapping.lun, config.name);
+            let medium = Some(lun.medium.clone());
+            let nexus = Nexus::new(thread, it_nexus.clone(), share, lun.delay, medium);
             mapped.insert(mapping.lun, MappedLun { nexus, lun });
         }
         report_luns(&it_nexus);
+        let name = config.name.clone();
         let shared = Arc::new(VhbaShared {
+            no_lun: Nexus::new(name, it_nexus.clone(), share, Duration::ZERO, None),
             it_nexus,
             luns: mapped,
-            no_lun: Nexus::new(share, Duration::ZERO, config.wwpn.0),
             counters: VhbaCounters::default(),
             current: Mutex::default(),
             sessions: AtomicU64::new(0),
@@ -244,30 +294,23 @@ impl Vhba {
             port: port.shared(),
         });
         // From here on dropping the vHBA stops what was started.
-        let mut vhba = Self {
+        let vhba = Self {
             name: config.name.clone(),
             shared,
-            threads: Vec::new(),
         };
-        vhba.start_threads().map_err(VhbaError::Thread)?;
-        for mapped in vhba.shared.luns.values() {
-            let mut nexuses = mapped.lun.lock();
-            nexuses.retain(|nexus| nexus.strong_count() > 0);
-            nexuses.push(Arc::downgrade(&mapped.nexus));
+        for nexus in vhba.shared.all_nexuses() {
+            nexus.start().map_err(VhbaError::Thread)?;
+        }
+        for (lun, mapped) in &vhba.shared.luns {
+            let mut mappings = mapped.lun.lock();
+            mappings.retain(|mapping| mapping.nexus.strong_count() > 0);
+            mappings.push(Mapping {
+                nexus: Arc::downgrade(&mapped.nexus),
+                vhba: Arc::downgrade(&vhba.shared),
+                lun: *lun,
+            });
         }
         Ok(vhba)
-    }
-
-    fn start_threads(&mut self) -> io::Result<()> {
-        let it_nexus = &self.shared.it_nexus;
-        for (lun, mapped) in &self.shared.luns {
-            let name = format!("{lun}:{}", self.name);
-            self.threads
-                .push(mapped.nexus.start(&name, it_nexus.clone())?);
-        }
-        self.threads
-            .push(self.shared.no_lun.start(&self.name, it_nexus.clone())?);
-        Ok(())
     }
 
     /// The owner of the vHBA for one session, with what the vHBA reserved on its port, and the locks
@@ -343,9 +386,8 @@ impl Drop for Vhba {
         if let Some(session) = self.shared.lock_current().take() {
             session.kill();
         }
-        for thread in self.threads.drain(..) {
-            // A panic there was reported by the thread itself.
-            drop(thread.join());
+        for nexus in self.shared.all_nexuses() {
+            nexus.join();
         }
     }
 }
@@ -401,7 +443,7 @@ impl VhbaShared {
         }
     }
 
-    fn claim(&self, session: u64) -> Result<(), FileLunError> {
+    fn claim(&self, session: u64) -> Result<(), BackendError> {
         let mut claimed = Vec::with_capacity(self.luns.len());
         for mapped in self.luns.values() {
             if let Err(error) = mapped.lun.claim() {

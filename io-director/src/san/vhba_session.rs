@@ -7,16 +7,19 @@
 //! Every command is answered by one STATUS, after all its data-out has arrived: only then may the
 //! host use its tag again without old data being taken for new.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use fabric_payload::scsi::{
-    Command, DATA_BYTES_MAX, DATA_HEADER_BYTES, Data, InformationUnit, LunBytes, SENSE_BYTES_MAX,
-    ServiceResponse, Status, Tag, TaskFunction, TaskResponse, data_header,
+    Command, DATA_BYTES_MAX, DATA_HEADER_BYTES, Data, Event, InformationUnit, LunBytes,
+    SENSE_BYTES_MAX, ServiceResponse, Status, Tag, TaskFunction, TaskResponse, data_header,
 };
 use fabric_transport::frame::blocks;
 use fabric_transport::{FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused, VirtualLane};
-use scsi_target::{Completion, TaskAttribute, TaskManagementFunction, TaskManagementResponse};
+use scsi_target::{
+    AdditionalSense, Completion, Lun, MediumError, MediumErrorKind, Sense, SenseFormat,
+    TaskAttribute, TaskManagementFunction, TaskManagementResponse, UnitAttention,
+};
 
 use super::nexus::{Fate, Nexus};
 use super::task_set::{Task, TaskKey};
@@ -34,8 +37,26 @@ struct Open {
     received_bytes: usize,
     data_out_bytes: usize,
     /// Ended before its data was here: what ends it.
-    ending: Option<(ServiceResponse, scsi_target::Status)>,
+    ending: Option<Ending>,
     held: Held,
+}
+
+/// The end of a command that was not executed.
+#[derive(Debug, Clone, Copy)]
+struct Ending {
+    response: ServiceResponse,
+    status: scsi_target::Status,
+    sense: Option<Sense>,
+}
+
+impl Ending {
+    const fn new(response: ServiceResponse, status: scsi_target::Status) -> Self {
+        Self {
+            response,
+            status,
+            sense: None,
+        }
+    }
 }
 
 /// Credit that is kept.
@@ -70,6 +91,8 @@ struct SessionState {
     writable: u64,
     open: HashMap<Tag, Open>,
     outbox: VecDeque<Waiting>,
+    /// LUNs whose capacity changed, which the host is not told yet.
+    resized: BTreeSet<u16>,
 }
 
 /// See the module.
@@ -161,7 +184,36 @@ impl VhbaSession {
     /// Ends a command without result.
     pub(super) fn end(&self, tag: Tag, response: ServiceResponse) {
         self.vhba.counters.aborted.add(1);
-        self.end_with(tag, response, scsi_target::Status::Good);
+        self.end_with(tag, Ending::new(response, scsi_target::Status::Good));
+    }
+
+    /// Ends a command whose medium did not answer in time: NOT READY, as for one that comes
+    /// while it does not.
+    pub(super) fn unavailable(&self, tag: Tag) {
+        let sense = Sense::from(MediumError {
+            kind: MediumErrorKind::Unavailable,
+            lba: None,
+        });
+        let ending = Ending {
+            sense: Some(sense),
+            ..Ending::new(
+                ServiceResponse::TaskComplete,
+                scsi_target::Status::CheckCondition,
+            )
+        };
+        self.end_with(tag, ending);
+    }
+
+    /// Tells the host that the capacity of a LUN changed. Once for several changes that it was not
+    /// told of yet, so that a host that takes nothing costs nothing.
+    pub(super) fn capacity_changed(&self, lun: u16) {
+        let mut state = self.lock();
+        if state.dead {
+            return;
+        }
+        state.resized.insert(lun);
+        drop(state);
+        self.flush_outbox();
     }
 
     /// Sends the result of a command; waits for credit.
@@ -281,29 +333,38 @@ impl VhbaSession {
                 _ => sent.add(held),
             }
         }
+        if !blocked_lanes.contains(&VirtualLane::TaskManagement) {
+            for lun in std::mem::take(&mut state.resized) {
+                let mut frames = vec![(VirtualLane::TaskManagement, resized(lun))];
+                if matches!(lanes.queue(&mut frames), Err(SendRefused::Blocked)) {
+                    state.resized.insert(lun);
+                }
+            }
+        }
         drop(state);
         lanes.flush();
         self.release(sent);
     }
 
     /// Ends a command now, or when all its data-out has arrived.
-    fn end_with(&self, tag: Tag, response: ServiceResponse, status: scsi_target::Status) {
+    fn end_with(&self, tag: Tag, ending: Ending) {
         let mut state = self.lock();
         let Some(open) = state.open.get_mut(&tag) else {
             return;
         };
-        open.ending = Some((response, status));
+        open.ending = Some(ending);
         if open.received_bytes < open.data_out_bytes {
             return;
         }
         let held = state.open.remove(&tag).map(|open| open.held);
         drop(state);
+        let sense = ending.sense.map(|sense| sense.encode(SenseFormat::Fixed));
         let unit = InformationUnit::Status(Status {
             tag,
-            response,
-            status: status.code(),
+            response: ending.response,
+            status: ending.status.code(),
             data_in_bytes: 0,
-            sense: &[],
+            sense: sense.as_deref().unwrap_or_default(),
         });
         let (lane, held) = (VirtualLane::StorageData, held.unwrap_or_default());
         self.send_later(Waiting {
@@ -385,7 +446,7 @@ impl VhbaSession {
         if nexus.push(task, added).is_err() {
             self.vhba.counters.task_set_full.add(1);
             let status = scsi_target::Status::TaskSetFull;
-            self.end_with(tag, ServiceResponse::TaskComplete, status);
+            self.end_with(tag, Ending::new(ServiceResponse::TaskComplete, status));
         }
         Receipt::Held
     }
@@ -415,8 +476,8 @@ impl VhbaSession {
             nexus.append(self.key(data.tag), data.data);
         }
         drop(state);
-        if let (true, Some((response, status))) = (complete, ending) {
-            self.end_with(data.tag, response, status);
+        if let (true, Some(ending)) = (complete, ending) {
+            self.end_with(data.tag, ending);
         }
         Receipt::Held
     }
@@ -509,6 +570,16 @@ impl VhbaSession {
         }
         Receipt::Held
     }
+}
+
+fn resized(lun: u16) -> FrameBuffer {
+    let AdditionalSense { asc, ascq } = UnitAttention::CapacityChanged.additional();
+    let lun = Lun::new(lun).map_or([0; 8], Lun::to_bytes);
+    encode(&InformationUnit::Event(Event::ParameterChanged {
+        lun,
+        asc,
+        ascq,
+    }))
 }
 
 fn encode(unit: &InformationUnit<'_>) -> FrameBuffer {

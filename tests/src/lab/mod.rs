@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use fabric_config::{LabConfig, Uplink};
+use fabric_config::{LabConfig, MediumConfig, Uplink};
 use nix::sys::signal::Signal;
 use orimono_qemu::{
     Accelerator, AcceleratorChoice, Guest, GuestImage, Machine, Output, Qemu, Vhba, Vnic, image,
@@ -66,8 +66,10 @@ impl Lab {
         let file = folder.path().join("lab.toml");
         fs::write(&file, text)?;
         for lun in &config.luns {
-            if !lun.file.exists() {
-                fs::File::create(&lun.file)?.set_len(LUN_BYTES)?;
+            if let MediumConfig::File { path, .. } = &lun.medium
+                && !path.exists()
+            {
+                fs::File::create(path)?.set_len(LUN_BYTES)?;
             }
         }
         let agents = config.hosts.iter().map(|_| None).collect();
