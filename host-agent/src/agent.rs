@@ -16,7 +16,7 @@ use fabric_transport::standby::StandbyUplink;
 use fabric_transport::uplink::{Connector, Uplink, UplinkConfig, UplinkDevice, connectors};
 use fabric_transport::{DeviceId, LaneClient};
 use io_director::Director;
-use qos_monitor::{Hop, LinkHop};
+use qos_monitor::{LinkHop, Watched};
 use vhba_backend::VhbaDevice;
 use vhost_user_session::{Session, SessionConfig, SessionHandle, SocketSource, VirtioDevice};
 use vnic_backend::VnicDevice;
@@ -151,12 +151,14 @@ impl HostAgent {
         })
     }
 
-    /// Every scheduler of this process: of the uplink, and those of an embedded director.
+    /// What a monitor answers for: the scheduler of the uplink, and what an embedded director has.
+    /// Dropped before the agent.
     #[must_use]
-    pub fn hops(&self) -> Vec<Arc<dyn Hop>> {
-        let mut hops: Vec<Arc<dyn Hop>> = vec![self.link.clone()];
-        hops.extend(self.director.iter().flat_map(Director::hops));
-        hops
+    pub fn watched(&self) -> Watched {
+        let director = self.director.as_ref();
+        let mut watched = director.map(Director::watched).unwrap_or_default();
+        watched.hops.insert(0, self.link.clone());
+        watched
     }
 
     /// The way to the director.

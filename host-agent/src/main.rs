@@ -116,7 +116,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     // Before any thread starts, so that an early signal is not lost.
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be taken")?;
     let agent = HostAgent::start(&lab, &host, arguments.allow_unsealed_memory)?;
-    let monitor = Monitor::start(agent.hops(), arguments.control.as_deref())
+    let monitor = Monitor::start(agent.watched(), arguments.control.as_deref())
         .context("host agent cannot start")?;
     tracing::info!(host, "host agent ready");
     let signal = signals.forever().next();

@@ -15,11 +15,11 @@ use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
 use fabric_transport::link::{Link, LinkAddress, LinkOptions, TlsError};
 use fabric_transport::{DeviceId, Directory, LaneClient};
 use qos::{AdmissionError, DeviceRate, LinkBudget};
-use qos_monitor::{Hop, LinkHop};
+use qos_monitor::{Hop, LinkHop, Watched};
 
 use crate::counters::Snapshot;
 use crate::ethernet::{self, EthernetPort, TapError};
-use crate::san::{self, ClientError, Lun, LunWatch, SanPort, Vhba, VhbaError};
+use crate::san::{self, ClientError, Lun, LunWatch, SanPort, SanView, Vhba, VhbaError};
 
 /// Why a director cannot start; everything that was opened is closed again.
 #[derive(Debug, thiserror::Error)]
@@ -321,6 +321,20 @@ impl Director {
             .chain(ethernet_ports.flat_map(EthernetPort::hops))
             .chain(san_ports.flat_map(SanPort::hops))
             .collect()
+    }
+
+    /// What a monitor answers for: [`Self::hops`], and the logical units. Dropped before the
+    /// director, whose files it holds.
+    #[must_use]
+    pub fn watched(&self) -> Watched {
+        Watched {
+            hops: self.hops(),
+            storage: Some(Arc::new(self.san_view())),
+        }
+    }
+
+    pub(crate) fn san_view(&self) -> SanView {
+        SanView::new(self.books.luns.clone(), self.books.vhbas.values())
     }
 
     fn link_hop(&self, host: &str) -> Option<Arc<dyn Hop>> {

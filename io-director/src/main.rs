@@ -27,7 +27,7 @@ struct Arguments {
     /// Takes reservations beyond what a hop can keep, on every hop; then all of them are scaled down.
     #[arg(long)]
     oversubscribe: bool,
-    /// A socket that orimono-qos asks why devices get what they get; default: none.
+    /// A socket that orimono-qos asks why devices get what they get, and what LUNs do; default: none.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// What is logged to standard error, like info or io_director=debug; default: RUST_LOG, info.
@@ -88,7 +88,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     let mut director = Director::start(&config).context("director cannot start")?;
     director.listen().context("director cannot start")?;
-    let monitor = Monitor::start(director.hops(), arguments.control.as_deref())
+    let monitor = Monitor::start(director.watched(), arguments.control.as_deref())
         .context("director cannot start")?;
     if let Some(signal) = signals.forever().next() {
         tracing::info!(signal, "director stops");

@@ -51,7 +51,7 @@ pub const RDMA_PACKAGES: [Package; 4] = [
 ];
 
 /// All that guests and suites need beyond a Rust toolchain.
-pub const PACKAGES: [Package; 9] = [
+pub const PACKAGES: [Package; 10] = [
     package("qemu-system-x86", "qemu-system-x86_64", "runs the guests"),
     package("kmod", "depmod", "orders the guest's kernel modules"),
     package("busybox-static", "busybox", "shell of the guests"),
@@ -64,6 +64,7 @@ pub const PACKAGES: [Package; 9] = [
     package("iperf3", "iperf3", "network load in guests"),
     package("fio", "fio", "storage load in guests"),
     package("tgt", "tgtd", "iSCSI target of suites"),
+    package("tshark", "tshark", "decodes captured SCSI commands"),
     package("sg3-utils", "sg_inq", "SCSI commands in guests"),
 ];
 

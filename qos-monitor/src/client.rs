@@ -8,8 +8,11 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use crate::protocol::{
-    Answer, DeviceSla, HopState, LastDecisions, PathChanged, Request, SessionPaths, TraceFollows,
+    Answer, CaptureFollows, DeviceSla, HopState, LastDecisions, PathChanged, Request, SessionPaths,
+    TraceFollows,
 };
+
+use crate::storage::{CaptureInterface, CaptureWanted, Captured, LunState, VhbaState};
 
 /// How long an answer may take: a large trace of a busy process.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -101,13 +104,7 @@ impl Client {
     pub fn take_trace(&mut self, hop: &str) -> Result<Vec<u8>, ClientError> {
         let hop = hop.to_owned();
         let TraceFollows { bytes } = self.ask(&Request::TakeTrace { hop })?;
-        let mut recording = Vec::new();
-        let taken = (&mut self.stream).take(bytes).read_to_end(&mut recording);
-        let taken = taken.map_err(ClientError::Broken)?;
-        if u64::try_from(taken) != Ok(bytes) {
-            return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()));
-        }
-        Ok(recording)
+        self.take_bytes(bytes)
     }
 
     /// The sessions of all fabric links.
@@ -133,6 +130,60 @@ impl Client {
     pub fn switchover(&mut self, hop: &str, link: u16) -> Result<(), ClientError> {
         let hop = hop.to_owned();
         self.ask(&Request::Switchover { hop, link })
+    }
+
+    /// The logical units.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn luns(&mut self) -> Result<Vec<LunState>, ClientError> {
+        self.ask(&Request::Luns {})
+    }
+
+    /// The vHBAs.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn vhbas(&mut self) -> Result<Vec<VhbaState>, ClientError> {
+        self.ask(&Request::Vhbas {})
+    }
+
+    /// Begins a capture; it ends with the connection, or with the next capture.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn start_capture(
+        &mut self,
+        wanted: &CaptureWanted,
+    ) -> Result<CaptureInterface, ClientError> {
+        self.ask(&Request::StartCapture {
+            vhba: wanted.vhba.clone(),
+            lun: wanted.lun,
+            snap_bytes: wanted.snap_bytes,
+        })
+    }
+
+    /// What was captured since it was last taken. Who waits for longer than 100 ms loses frames of
+    /// a busy vHBA.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn take_capture(&mut self) -> Result<Captured, ClientError> {
+        let CaptureFollows { bytes } = self.ask(&Request::TakeCapture {})?;
+        let captured = self.take_bytes(bytes)?;
+        let captured = postcard::from_bytes(&captured);
+        captured.map_err(|error| ClientError::Broken(io::Error::other(error)))
+    }
+
+    /// The bytes behind an answer.
+    fn take_bytes(&mut self, bytes: u64) -> Result<Vec<u8>, ClientError> {
+        let mut taken = Vec::new();
+        let read = (&mut self.stream).take(bytes).read_to_end(&mut taken);
+        let read = read.map_err(ClientError::Broken)?;
+        if u64::try_from(read) != Ok(bytes) {
+            return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(taken)
     }
 
     fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ClientError> {

@@ -3,6 +3,7 @@
 //! ```text
 //! hops (host uplink, director downlinks, ports) ──snapshot──> Sampler: SLA meters, alarms in the log
 //!                                               ──trace─────> control socket <── orimono-qos
+//! logical units and vHBAs (Storage)             ──counters, capture──> the same socket
 //! ```
 //!
 //! | module | what it holds |
@@ -12,12 +13,15 @@
 //! | [`monitor`] | the one thread that samples and answers |
 //! | [`protocol`] | requests and answers of the control socket |
 //! | [`recording`] | a trace as a file |
+//! | [`storage`] | logical units and vHBAs, of a process that has them |
+//! | [`capture_file`] | captured commands as a file for Wireshark |
 //! | [`client`] | the other end of the control socket |
 //!
 //! What is deliberately absent: how a scheduler decides (`qos`), and any way to change one. The one
 //! command, switchover, chooses among the links of a session; no rate or promise depends on it.
 #![forbid(unsafe_code)]
 
+pub mod capture_file;
 pub mod client;
 mod connection;
 pub mod hop;
@@ -27,9 +31,10 @@ pub mod protocol;
 pub mod recording;
 mod sampler;
 mod socket;
+pub mod storage;
 
 pub use client::{Client, ClientError};
 pub use hop::Hop;
 pub use link::LinkHop;
-pub use monitor::{Monitor, MonitorError};
+pub use monitor::{Monitor, MonitorError, Watched};
 pub use recording::{DamagedRecording, Recording};

@@ -1,11 +1,13 @@
-//! `orimono-qos`: asks a running `io-director` or `host-agent` why devices get what they get, and by
-//! which links.
+//! `orimono-qos`: asks a running `io-director` or `host-agent` why devices get what they get, by
+//! which links, and what their logical units do.
 //!
 //! Exit codes: 0 done, 1 refused or failed (also a replay that differs), 2 wrong usage.
 #![forbid(unsafe_code)]
 
+mod capture;
 mod devices;
 mod explain;
+mod luns;
 mod paths;
 mod record;
 mod sla;
@@ -64,6 +66,12 @@ enum Command {
     Paths,
     /// When, why and for how long frames of these sessions went another way: the last 64 of each
     PathChanges,
+    /// Each logical unit of a director: its state, what vHBAs did with it, and how long it took
+    Luns,
+    /// Each vHBA of a director: its state, what it did, and how long it took
+    Vhbas,
+    /// Writes the SCSI commands of a vHBA into a file that Wireshark opens
+    CaptureScsi(capture::CaptureScsi),
     /// Has the frames of a session go by another of its links, both directions
     Switchover(paths::Switchover),
 }
@@ -103,6 +111,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         Command::Paths => paths::paths(&mut arguments.connect()?, json),
         Command::PathChanges => paths::changes(&mut arguments.connect()?, json),
         Command::Switchover(wanted) => paths::switchover(&mut arguments.connect()?, wanted, json),
+        Command::Luns => luns::luns(&mut arguments.connect()?, json),
+        Command::Vhbas => luns::vhbas(&mut arguments.connect()?, json),
+        Command::CaptureScsi(capture) => capture::run(&mut arguments.connect()?, capture, json),
         Command::Top => {
             arguments.require_terminal();
             top::run(&mut arguments.connect()?)

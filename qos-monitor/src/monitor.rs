@@ -19,15 +19,20 @@ use serde::Serialize;
 use crate::connection::{Connection, Incoming};
 use crate::hop::Hop;
 use crate::link::LinkHop;
-use crate::protocol::{Answer, HopState, LastDecisions, REQUEST_BYTES_MAX, Request, TraceFollows};
+use crate::protocol::{
+    Answer, CaptureFollows, HopState, LastDecisions, REQUEST_BYTES_MAX, Request, TraceFollows,
+};
 use crate::recording::Recording;
 use crate::sampler::Sampler;
 use crate::socket::ControlSocket;
+use crate::storage::{Capture, CaptureWanted, Storage};
 
 /// Clients of the control socket at a time. One more is told so and let go.
 pub const CLIENTS_MAX: usize = 8;
 /// Traces that are written at a time, at all hops together: each may grow to some 40 MB.
 pub const TRACES_MAX: usize = 2;
+/// Captures that run at a time, at all vHBAs together.
+pub const CAPTURES_MAX: usize = 2;
 /// How often devices are held against their promises.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -62,6 +67,31 @@ pub enum MonitorError {
     Thread(#[source] io::Error),
 }
 
+/// What a monitor answers for.
+#[derive(Default)]
+pub struct Watched {
+    /// Its schedulers.
+    pub hops: Vec<Arc<dyn Hop>>,
+    /// Its logical units, if it serves any.
+    pub storage: Option<Arc<dyn Storage>>,
+}
+
+impl From<Vec<Arc<dyn Hop>>> for Watched {
+    fn from(hops: Vec<Arc<dyn Hop>>) -> Self {
+        let storage = None;
+        Self { hops, storage }
+    }
+}
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watched")
+            .field("hops", &self.hops.len())
+            .field("storage", &self.storage.is_some())
+            .finish()
+    }
+}
+
 /// A running monitor; dropped, it ends, with its clients and the file of its socket.
 #[derive(Debug)]
 pub struct Monitor {
@@ -70,11 +100,15 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Watches `hops` from now on, and answers on `control` if it is given.
+    /// Watches `watched` from now on, and answers on `control` if it is given.
     ///
     /// # Errors
     /// [`MonitorError`]; nothing is left behind.
-    pub fn start(hops: Vec<Arc<dyn Hop>>, control: Option<&Path>) -> Result<Self, MonitorError> {
+    pub fn start(
+        watched: impl Into<Watched>,
+        control: Option<&Path>,
+    ) -> Result<Self, MonitorError> {
+        let Watched { hops, storage } = watched.into();
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let stop = EventFd::from_value_and_flags(0, flags);
         let stop = Arc::new(stop.map_err(|error| MonitorError::Thread(error.into()))?);
@@ -82,6 +116,8 @@ impl Monitor {
             stop: stop.clone(),
             socket: control.map(ControlSocket::bind).transpose()?,
             sampler: Sampler::new(hops),
+            storage,
+            captures: BTreeMap::new(),
             clients: Vec::new(),
             clients_total: 0,
             recorders: BTreeMap::new(),
@@ -115,6 +151,9 @@ struct Watch {
     stop: Arc<EventFd>,
     socket: Option<ControlSocket>,
     sampler: Sampler,
+    storage: Option<Arc<dyn Storage>>,
+    /// By number of the client.
+    captures: BTreeMap<u64, Box<dyn Capture>>,
     clients: Vec<Connection>,
     clients_total: u64,
     /// Which client's trace is being written, by number of the hop.
@@ -260,8 +299,9 @@ impl Watch {
         }
     }
 
-    /// A client is gone: so are its traces.
+    /// A client is gone: so are its traces and its capture.
     fn let_go(&mut self, client: &Connection) {
+        self.captures.remove(&client.number);
         let hops = &self.sampler;
         self.recorders.retain(|number, recorder| {
             let its = *recorder == client.number;
@@ -314,6 +354,26 @@ impl Watch {
                 self.recorders.remove(&number);
                 taken
             }
+            Request::Luns {} => Ok(ok(&self.storage()?.luns())),
+            Request::Vhbas {} => Ok(ok(&self.storage()?.vhbas())),
+            Request::StartCapture {
+                vhba,
+                lun,
+                snap_bytes,
+            } => {
+                let wanted = CaptureWanted {
+                    vhba,
+                    lun,
+                    snap_bytes,
+                };
+                self.start_capture(client, &wanted)
+            }
+            Request::TakeCapture {} => {
+                let capture = self.captures.get(&client.number).ok_or_else(|| {
+                    "this connection captures nothing: start-capture comes first".to_owned()
+                })?;
+                take_capture(capture.as_ref())
+            }
             Request::Paths {} => Ok(ok(&self
                 .links()
                 .flat_map(LinkHop::paths)
@@ -336,6 +396,31 @@ impl Watch {
                 Ok(ok(&()))
             }
         }
+    }
+
+    fn storage(&self) -> Result<&dyn Storage, String> {
+        self.storage.as_deref().ok_or_else(|| {
+            "this process serves no logical units: ask the I/O director, or the host agent that \
+             embeds it"
+                .to_owned()
+        })
+    }
+
+    fn start_capture(
+        &mut self,
+        client: &Connection,
+        wanted: &CaptureWanted,
+    ) -> Result<Vec<u8>, String> {
+        self.captures.remove(&client.number);
+        if self.captures.len() >= CAPTURES_MAX {
+            return Err(format!(
+                "{CAPTURES_MAX} captures are running already; end one or try again later"
+            ));
+        }
+        let capture = self.storage()?.start_capture(wanted)?;
+        let started = ok(&capture.interface());
+        self.captures.insert(client.number, capture);
+        Ok(started)
     }
 
     fn state(&self) -> Vec<HopState> {
@@ -378,6 +463,15 @@ fn take_trace(hop: &dyn Hop) -> Result<Vec<u8>, String> {
     let bytes = u64::try_from(recording.len()).unwrap_or(u64::MAX);
     let mut answer = ok(&TraceFollows { bytes });
     answer.extend(recording);
+    Ok(answer)
+}
+
+fn take_capture(capture: &dyn Capture) -> Result<Vec<u8>, String> {
+    let captured = postcard::to_stdvec(&capture.take())
+        .map_err(|error| format!("capture cannot be written: {error}"))?;
+    let bytes = u64::try_from(captured.len()).unwrap_or(u64::MAX);
+    let mut answer = ok(&CaptureFollows { bytes });
+    answer.extend(captured);
     Ok(answer)
 }
 

@@ -11,10 +11,16 @@
 //! < {"error":"..."}
 //! > {"command":"switchover","hop":"host1 uplink","link":2}
 //! < {"ok":null}
+//! > {"command":"luns"}
+//! < {"ok":[{"name":"data","state":"ready",...}]}
+//! > {"command":"start-capture","vhba":"vh01.vm1","lun":null,"snap_bytes":512}
+//! < {"ok":{"vhba":"vh01.vm1",...}}
+//! > {"command":"take-capture"}
+//! < {"ok":{"bytes":1234}}            followed by that many bytes, a postcard of `Captured`
 //! ```
 //!
-//! Rates are bits per second, times nanoseconds. A trace belongs to the connection that began it
-//! and ends with it.
+//! Rates are bits per second, times nanoseconds. A trace or capture belongs to the
+//! connection that began it and ends with it.
 
 use std::collections::BTreeMap;
 
@@ -53,6 +59,22 @@ pub enum Request {
     /// When frames went another way: a list of [`PathChanged`], by hop, oldest first; of each hop the
     /// last 64, also those of sessions that are over.
     PathChanges {},
+    /// The logical units: a list of [`LunState`](crate::storage::LunState).
+    Luns {},
+    /// The vHBAs: a list of [`VhbaState`](crate::storage::VhbaState).
+    Vhbas {},
+    /// Begins to capture the commands of a vHBA, in the place of what this connection captures:
+    /// [`CaptureInterface`](crate::storage::CaptureInterface).
+    StartCapture {
+        /// The vHBA's name.
+        vhba: String,
+        /// One of its LUNs; all without.
+        lun: Option<u16>,
+        /// Bytes of each frame to keep.
+        snap_bytes: u32,
+    },
+    /// What was captured since it was last taken: [`CaptureFollows`], then its bytes.
+    TakeCapture {},
     /// Has the frames of a session go by one of its links, both directions. The only command: the
     /// answer is `null`, and comes before the change is through.
     Switchover {
@@ -174,6 +196,13 @@ pub struct TraceFollows {
     pub bytes: u64,
 }
 
+/// The length of a postcard of [`Captured`](crate::storage::Captured) that follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureFollows {
+    /// Its bytes.
+    pub bytes: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use serde::de::DeserializeOwned;
@@ -181,6 +210,8 @@ mod tests {
     use super::*;
     use crate::hop::Hop;
     use crate::monitor::tests::Port;
+    use crate::monitor::tests::storage::Disks;
+    use crate::storage::{CaptureInterface, LunState, Storage, VhbaState};
 
     fn corpus(target: &str) -> String {
         format!("{}/tests/corpus/{target}", env!("CARGO_MANIFEST_DIR"))
@@ -196,6 +227,11 @@ mod tests {
             Request::Switchover {
                 hop: hop(),
                 link: 2,
+            },
+            Request::StartCapture {
+                vhba: "vh01.vm1".to_owned(),
+                lun: Some(1),
+                snap_bytes: 512,
             },
         ];
         let good = good.map(|request| serde_json::to_vec(&request).unwrap());
@@ -240,6 +276,8 @@ mod tests {
             serde_json::to_vec(&Answer::Ok(decisions)).unwrap(),
             serde_json::to_vec(&Answer::Ok([paths])).unwrap(),
             serde_json::to_vec(&Answer::Ok(TraceFollows { bytes: 5 })).unwrap(),
+            serde_json::to_vec(&Answer::Ok(Disks::default().luns())).unwrap(),
+            serde_json::to_vec(&Answer::Ok(Disks::default().vhbas())).unwrap(),
             serde_json::to_vec(&Answer::<()>::Error("no".to_owned())).unwrap(),
         ];
         let inputs = orimono_fuzz::inputs(5000, 200_000);
@@ -250,6 +288,9 @@ mod tests {
             answers::<Vec<SessionPaths>>(line);
             answers::<Vec<PathChanged>>(line);
             answers::<TraceFollows>(line);
+            answers::<Vec<LunState>>(line);
+            answers::<Vec<VhbaState>>(line);
+            answers::<CaptureInterface>(line);
         });
     }
 }

@@ -20,6 +20,7 @@
 mod backend;
 mod command_queue;
 mod nexus;
+mod observe;
 mod port;
 mod task_set;
 #[cfg(test)]
@@ -31,6 +32,7 @@ mod watch;
 use fabric_transport::control::Windows;
 
 pub use backend::BackendError;
+pub(crate) use observe::SanView;
 pub use port::SanPort;
 pub use vhba::{ClientError, Lun, Vhba, VhbaError};
 pub use watch::LunWatch;

@@ -29,6 +29,7 @@ use fabric_payload::scsi::ServiceResponse;
 use scsi_target::{Completion, ItNexus, TaskAttribute};
 
 use super::backend::medium::Medium;
+use super::observe::NexusStatistics;
 use super::task_set::{self, Task, TaskKey, TaskSet};
 use super::vhba_session::{ManagementEnd, VhbaSession};
 
@@ -144,6 +145,7 @@ pub(super) struct Nexus {
     /// What commands may wait for.
     medium: Option<Arc<Medium>>,
     me: Weak<Self>,
+    statistics: Arc<NexusStatistics>,
 }
 
 impl Nexus {
@@ -154,8 +156,10 @@ impl Nexus {
         share: Share,
         delay: Duration,
         medium: Option<Arc<Medium>>,
+        statistics: Arc<NexusStatistics>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
+            statistics,
             state: Mutex::default(),
             changed: Condvar::new(),
             name,
@@ -182,6 +186,10 @@ impl Nexus {
         state.threads.push(thread);
         state.alive += 1;
         Ok(())
+    }
+
+    pub(super) fn statistics(&self) -> &Arc<NexusStatistics> {
+        &self.statistics
     }
 
     pub(super) fn stop(&self) {

@@ -20,6 +20,7 @@ use qos::DeviceRate;
 use crate::Director;
 
 mod medium;
+mod operator;
 mod shaping;
 
 /// A failed expectation, not a measure: nothing here takes this long.

@@ -10,15 +10,17 @@ use fabric_config::{DirectorConfig, LunConfig, VhbaConfig};
 use fabric_payload::scsi::{LunBytes, TRANSFER_BYTES_MAX};
 use fabric_transport::{DeviceId, LaneClient};
 use qos::{AdmissionError, DeviceRate};
+use qos_monitor::storage::StorageState;
 use scsi_target::{
-    Identity, IdentityError, ItNexus, LogicalUnit, LogicalUnitError, LunAddress, TaskAttribute,
-    TaskManagementFunction,
+    BlockDevice, Identity, IdentityError, ItNexus, LogicalUnit, LogicalUnitError, LunAddress,
+    TaskAttribute, TaskManagementFunction,
 };
 
 use super::backend::medium::Medium;
 use super::backend::{self, BackendError};
 use super::command_queue::Charged;
 use super::nexus::{Nexus, Share};
+use super::observe::{Highest, InFlight, NexusStatistics, Tap};
 use super::port::{HeldCommand, SanPort, SanPortShared};
 use super::task_set::TaskKey;
 use super::vhba_session::VhbaSession;
@@ -74,6 +76,8 @@ pub struct Lun {
     users: Option<Mutex<usize>>,
     delay: Duration,
     timeout: Duration,
+    /// Commands of all vHBAs.
+    pub(super) in_flight: Arc<InFlight>,
     /// Of all vHBAs that see it: a reset of the unit ends the tasks of all, a change is told to all.
     mappings: Mutex<Vec<Mapping>>,
 }
@@ -106,8 +110,28 @@ impl Lun {
             users: director.shared_luns.then(Mutex::default),
             delay: config.delay,
             timeout: config.timeout,
+            in_flight: Arc::default(),
             mappings: Mutex::default(),
         })
+    }
+
+    /// What may be done with it now.
+    pub(super) fn state(&self) -> StorageState {
+        if self.medium.is_unreachable() {
+            StorageState::Unreachable
+        } else if !self.medium.is_claimed() {
+            StorageState::Standby
+        } else if self.medium.has_lost_writes() {
+            StorageState::Failed
+        } else if self.medium.read_only() {
+            StorageState::ReadOnly
+        } else {
+            StorageState::Ready
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.unit.block_count() * u64::from(self.medium.block_bytes())
     }
 
     /// Its counters and state.
@@ -208,6 +232,8 @@ pub(super) struct VhbaShared {
     /// Answers commands to LUNs that are not there, and REPORT LUNS.
     pub(super) no_lun: Arc<Nexus>,
     pub(super) counters: VhbaCounters,
+    pub(super) tap: Arc<Tap>,
+    pub(super) in_flight_max: Highest,
     pub(super) current: Mutex<Option<Arc<VhbaSession>>>,
     sessions: AtomicU64,
     /// Those of them that claimed the LUNs.
@@ -276,15 +302,26 @@ impl Vhba {
                 .map_err(|_in_use| number)?;
             let thread = format!("{}:{}", mapping.lun, config.name);
             let medium = Some(lun.medium.clone());
-            let nexus = Nexus::new(thread, it_nexus.clone(), share, lun.delay, medium);
+            let statistics = NexusStatistics::new(Some(lun.in_flight.clone()));
+            let nexus =
+                Nexus::new(thread, it_nexus.clone(), share, lun.delay, medium, statistics);
             mapped.insert(mapping.lun, MappedLun { nexus, lun });
         }
         report_luns(&it_nexus);
         let name = config.name.clone();
         let shared = Arc::new(VhbaShared {
-            no_lun: Nexus::new(name, it_nexus.clone(), share, Duration::ZERO, None),
+            no_lun: Nexus::new(
+                name,
+                it_nexus.clone(),
+                share,
+                Duration::ZERO,
+                None,
+                NexusStatistics::new(None),
+            ),
             it_nexus,
             luns: mapped,
+            tap: Tap::new(&config.name, config.id, config.wwpn, config.port),
+            in_flight_max: Highest::default(),
             counters: VhbaCounters::default(),
             current: Mutex::default(),
             sessions: AtomicU64::new(0),
@@ -343,6 +380,10 @@ impl Vhba {
         // The timer stands at what the old words allowed.
         port.run();
         Ok(())
+    }
+
+    pub(super) fn shared(&self) -> Arc<VhbaShared> {
+        self.shared.clone()
     }
 
     /// Its counters.

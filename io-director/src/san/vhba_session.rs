@@ -22,6 +22,7 @@ use scsi_target::{
 };
 
 use super::nexus::{Fate, Nexus};
+use super::observe::{Observed, ObservedManagement};
 use super::task_set::{Task, TaskKey};
 use super::vhba::VhbaShared;
 use crate::credit;
@@ -39,6 +40,7 @@ struct Open {
     /// Ended before its data was here: what ends it.
     ending: Option<Ending>,
     held: Held,
+    observed: Observed,
 }
 
 /// The end of a command that was not executed.
@@ -95,6 +97,12 @@ struct SessionState {
     resized: BTreeSet<u16>,
 }
 
+impl SessionState {
+    fn open_commands(&self) -> u64 {
+        u64::try_from(self.open.len()).unwrap_or(u64::MAX)
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct VhbaSession {
@@ -111,6 +119,7 @@ pub(super) struct VhbaSession {
 pub(super) struct ManagementEnd {
     session: Arc<VhbaSession>,
     tag: Tag,
+    observed: ObservedManagement,
     response: TaskResponse,
     held: Held,
 }
@@ -119,7 +128,8 @@ impl ManagementEnd {
     /// One holder less; the last one sends the response.
     pub(super) fn finish(end: Arc<Self>) {
         if let Some(end) = Arc::into_inner(end) {
-            end.session.respond(end.tag, end.response, end.held);
+            let (tag, observed) = (end.tag, &end.observed);
+            end.session.respond(tag, observed, end.response, end.held);
         }
     }
 }
@@ -145,6 +155,11 @@ impl VhbaSession {
             session: self.number,
             tag,
         }
+    }
+
+    /// Commands without status.
+    pub(super) fn open_commands(&self) -> u64 {
+        self.lock().open_commands()
     }
 
     /// Nothing of this session counts any more.
@@ -242,16 +257,23 @@ impl VhbaSession {
                 return;
             }
         }
+        // The tag is free before the host can know that it is.
+        let open = self.lock().open.remove(&tag);
+        let (held, observed) = open.map(|open| (open.held, open.observed)).unzip();
+        if let Some(observed) = &observed {
+            observed.answering(&status, data_in);
+        }
         frames.push((
             VirtualLane::StorageData,
             encode(&InformationUnit::Status(status)),
         ));
-        // The tag is free before the host can know that it is.
-        let held = self.lock().open.remove(&tag).map(|open| open.held);
         // Before the host can know of them: who has its answer finds them counted.
         counters.data_in_bytes.add_bytes(data_in.len());
         if self.send_all(&mut frames) {
             self.release(held.unwrap_or_default());
+            if let Some(observed) = observed {
+                observed.answered(completion, data_in.len(), task.data_out.len());
+            }
         }
     }
 
@@ -356,16 +378,24 @@ impl VhbaSession {
         if open.received_bytes < open.data_out_bytes {
             return;
         }
-        let held = state.open.remove(&tag).map(|open| open.held);
+        let open = state.open.remove(&tag);
         drop(state);
+        let (held, observed) = open.map(|open| (open.held, open.observed)).unzip();
         let sense = ending.sense.map(|sense| sense.encode(SenseFormat::Fixed));
-        let unit = InformationUnit::Status(Status {
+        let ended = Status {
             tag,
             response: ending.response,
             status: ending.status.code(),
             data_in_bytes: 0,
             sense: sense.as_deref().unwrap_or_default(),
-        });
+        };
+        if let Some(observed) = observed {
+            if ending.response == ServiceResponse::TaskComplete {
+                observed.answering(&ended, &[]);
+            }
+            observed.ended(ending.response, ending.status);
+        }
+        let unit = InformationUnit::Status(ended);
         let (lane, held) = (VirtualLane::StorageData, held.unwrap_or_default());
         self.send_later(Waiting {
             lane,
@@ -374,7 +404,8 @@ impl VhbaSession {
         });
     }
 
-    fn respond(&self, tag: Tag, response: TaskResponse, held: Held) {
+    fn respond(&self, tag: Tag, observed: &ObservedManagement, response: TaskResponse, held: Held) {
+        observed.answering(response);
         let unit = InformationUnit::TaskManagementResponse { response, tag };
         let lane = VirtualLane::TaskManagement;
         self.send_later(Waiting {
@@ -413,9 +444,12 @@ impl VhbaSession {
             data_out_bytes,
             ending,
             held,
+            observed: Observed::begin(nexus.statistics(), &self.vhba.tap, command),
         };
         state.open.insert(tag, open);
+        let commands = state.open_commands();
         drop(state);
+        self.vhba.in_flight_max.reach(commands);
         let limited = self.vhba.is_limited();
         let data_in_bytes = usize::try_from(command.data_in_bytes).unwrap_or(usize::MAX);
         let key = self.key(tag);
@@ -468,6 +502,7 @@ impl VhbaSession {
             return Receipt::Consumed;
         }
         open.received_bytes += data.data.len();
+        open.observed.data_out(data);
         open.held.data_blocks += held_blocks;
         let complete = open.received_bytes == open.data_out_bytes;
         let (nexus, ending) = (open.nexus.clone(), open.ending);
@@ -500,8 +535,16 @@ impl VhbaSession {
         let own = |key: TaskKey| key.session == self.number;
         let named = |key: TaskKey| key == self.key(managed);
         let mapped = self.vhba.mapped(lun);
+        let statistics = mapped
+            .map_or(&self.vhba.no_lun, |mapped| &mapped.nexus)
+            .statistics();
+        let state = self.lock();
+        let managed = state.open.get(&managed).map(|open| &open.observed);
+        let observed =
+            ObservedManagement::begin(statistics, &self.vhba.tap, function, lun, managed);
+        drop(state);
         if mapped.is_none() && function != TaskFunction::ItNexusReset {
-            self.respond(tag, TaskResponse::IncorrectLun, held);
+            self.respond(tag, &observed, TaskResponse::IncorrectLun, held);
             return Receipt::Held;
         }
         let nexuses: Vec<_> = match function {
@@ -524,12 +567,12 @@ impl VhbaSession {
         let target = match function {
             TaskFunction::QueryTask => {
                 let response = there(nexuses.iter().any(|nexus| nexus.contains(named)));
-                self.respond(tag, response, held);
+                self.respond(tag, &observed, response, held);
                 return Receipt::Held;
             }
             TaskFunction::QueryTaskSet => {
                 let response = there(nexuses.iter().any(|nexus| nexus.contains(own)));
-                self.respond(tag, response, held);
+                self.respond(tag, &observed, response, held);
                 return Receipt::Held;
             }
             TaskFunction::AbortTask => TaskManagementFunction::AbortTask,
@@ -551,6 +594,7 @@ impl VhbaSession {
         let end = Arc::new(ManagementEnd {
             session,
             tag,
+            observed,
             response,
             held,
         });

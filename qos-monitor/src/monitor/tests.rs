@@ -16,6 +16,8 @@ use qos::{
 use super::*;
 use crate::client::{Client, ClientError};
 
+pub(crate) mod storage;
+
 /// A port with one device, in virtual time.
 pub(crate) struct Port {
     name: String,
@@ -138,7 +140,9 @@ impl Site {
         let folder = tempfile::tempdir().unwrap();
         let port = Arc::new(Port::new("host1 uplink"));
         let hops: Vec<Arc<dyn Hop>> = vec![port.clone(), Arc::new(Nowhere)];
-        let monitor = Monitor::start(hops, Some(&folder.path().join("control"))).unwrap();
+        let storage: Option<Arc<dyn Storage>> = Some(Arc::new(storage::Disks::default()));
+        let watched = Watched { hops, storage };
+        let monitor = Monitor::start(watched, Some(&folder.path().join("control"))).unwrap();
         Self {
             _monitor: monitor,
             port,
@@ -330,10 +334,10 @@ fn socket_is_private_replaces_a_stale_one_and_goes_with_the_monitor() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control");
     drop(UnixListener::bind(&path).unwrap());
-    let monitor = Monitor::start(Vec::new(), Some(&path)).unwrap();
+    let monitor = Monitor::start(Watched::default(), Some(&path)).unwrap();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let second = Monitor::start(Vec::new(), Some(&path)).unwrap_err();
+    let second = Monitor::start(Watched::default(), Some(&path)).unwrap_err();
     assert!(
         second.to_string().contains("another process listens on"),
         "{second}"
@@ -342,7 +346,7 @@ fn socket_is_private_replaces_a_stale_one_and_goes_with_the_monitor() {
     drop(monitor);
     assert!(!path.exists());
     std::fs::write(&path, "precious").unwrap();
-    let refused = Monitor::start(Vec::new(), Some(&path)).unwrap_err();
+    let refused = Monitor::start(Watched::default(), Some(&path)).unwrap_err();
     assert!(refused.to_string().contains("is not a socket"), "{refused}");
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
@@ -424,7 +428,8 @@ fn links_are_listed_and_chosen_and_a_port_has_none() {
         seen.lock().unwrap().clone()
     });
     let port = Arc::new(Port::new("port"));
-    let monitor = Monitor::start(vec![port, Arc::new(link)], Some(&path)).unwrap();
+    let hops: Vec<Arc<dyn Hop>> = vec![port, Arc::new(link)];
+    let monitor = Monitor::start(hops, Some(&path)).unwrap();
     let mut client = Client::connect(&path).unwrap();
     let links = |client: &mut Client| {
         let paths = client.paths().unwrap();

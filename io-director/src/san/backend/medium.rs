@@ -105,6 +105,17 @@ impl Medium {
         self.overdue.load(Ordering::SeqCst) > 0
     }
 
+    /// Whether this process has it, as far as can be told without waiting.
+    pub(in crate::san) fn is_claimed(&self) -> bool {
+        // Whoever locks or gives up waits for the medium; meanwhile it stands by.
+        self.claimed.try_read().is_ok_and(|claimed| *claimed)
+    }
+
+    /// Whether a flush failed: it takes no more writes.
+    pub(in crate::san) fn has_lost_writes(&self) -> bool {
+        self.lost_writes.load(Ordering::SeqCst)
+    }
+
     /// Its counters, and its state: `unreachable` and `write_protected` are 0 or 1.
     pub(in crate::san) fn snapshot(&self) -> Snapshot {
         let mut snapshot = self.counters.snapshot(format!("lun {}", self.lun));

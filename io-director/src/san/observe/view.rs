@@ -1,0 +1,127 @@
+//! What is told when the control socket asks for logical units and vHBAs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use qos_monitor::storage::{
+    Capture, CaptureWanted, CommandCounts, LunState, Storage, StorageState, VhbaState,
+};
+
+use super::NexusStatistics;
+use super::statistics::total;
+use crate::san::vhba::{Lun, VhbaShared};
+
+/// All logical units and vHBAs of a director.
+#[derive(Debug)]
+pub(crate) struct SanView {
+    luns: BTreeMap<String, Arc<Lun>>,
+    vhbas: BTreeMap<String, Arc<VhbaShared>>,
+}
+
+impl SanView {
+    pub(crate) fn new<'a>(
+        luns: BTreeMap<String, Arc<Lun>>,
+        vhbas: impl Iterator<Item = &'a crate::san::Vhba>,
+    ) -> Self {
+        let vhbas = vhbas.map(|vhba| {
+            let shared = vhba.shared();
+            (shared.tap.vhba().to_owned(), shared)
+        });
+        Self {
+            luns,
+            vhbas: vhbas.collect(),
+        }
+    }
+
+    fn lun_name(&self, lun: &Arc<Lun>) -> String {
+        let mut luns = self.luns.iter();
+        let found = luns.find(|(_, known)| Arc::ptr_eq(known, lun));
+        found.map_or_else(String::new, |(name, _)| name.clone())
+    }
+
+    fn lun_state(&self, name: &str, lun: &Arc<Lun>) -> LunState {
+        let mut seen_by = BTreeMap::new();
+        let mut statistics: Vec<&NexusStatistics> = Vec::new();
+        for (vhba, shared) in &self.vhbas {
+            for (number, mapped) in &shared.luns {
+                if Arc::ptr_eq(&mapped.lun, lun) {
+                    seen_by.insert(vhba.clone(), *number);
+                    statistics.push(mapped.nexus.statistics());
+                }
+            }
+        }
+        LunState {
+            name: name.to_owned(),
+            state: lun.state(),
+            bytes: lun.bytes(),
+            seen_by,
+            commands: CommandCounts {
+                in_flight: lun.in_flight.now(),
+                in_flight_max: lun.in_flight.highest(),
+                ..total(statistics.into_iter())
+            },
+        }
+    }
+
+    fn vhba_state(&self, name: &str, vhba: &VhbaShared) -> VhbaState {
+        let luns = vhba.luns.values();
+        let states = luns.map(|mapped| mapped.lun.state());
+        let worst = states.reduce(|one, other| match (one, other) {
+            (StorageState::Ready | StorageState::ReadOnly, StorageState::Ready)
+            | (StorageState::Ready, StorageState::ReadOnly) => StorageState::Ready,
+            _ => one.max(other),
+        });
+        let session = vhba.lock_current().clone();
+        let state = if session.is_none() {
+            StorageState::Standby
+        } else {
+            worst.unwrap_or(StorageState::Ready)
+        };
+        let luns = vhba.luns.iter();
+        let luns = luns.map(|(number, mapped)| (*number, self.lun_name(&mapped.lun)));
+        let statistics = vhba.all_nexuses().map(|nexus| &**nexus.statistics());
+        let statistics: Vec<_> = statistics.collect();
+        VhbaState {
+            name: name.to_owned(),
+            wwpn: vhba.tap.wwpn().to_string(),
+            state,
+            luns: luns.collect(),
+            commands: CommandCounts {
+                in_flight: session.map_or(0, |session| session.open_commands()),
+                in_flight_max: vhba.in_flight_max.get(),
+                ..total(statistics.into_iter())
+            },
+        }
+    }
+}
+
+impl Storage for SanView {
+    fn luns(&self) -> Vec<LunState> {
+        let luns = self.luns.iter();
+        luns.map(|(name, lun)| self.lun_state(name, lun)).collect()
+    }
+
+    fn vhbas(&self) -> Vec<VhbaState> {
+        let vhbas = self.vhbas.iter();
+        vhbas
+            .map(|(name, vhba)| self.vhba_state(name, vhba))
+            .collect()
+    }
+
+    fn start_capture(&self, wanted: &CaptureWanted) -> Result<Box<dyn Capture>, String> {
+        let vhba = self.vhbas.get(&wanted.vhba).ok_or_else(|| {
+            let known: Vec<_> = self.vhbas.keys().collect();
+            format!("no vhba is named {:?}: there are {known:?}", wanted.vhba)
+        })?;
+        if let Some(lun) = wanted.lun
+            && !vhba.luns.contains_key(&lun)
+        {
+            let known: Vec<_> = vhba.luns.keys().collect();
+            return Err(format!(
+                "{} has no LUN {lun}: there are {known:?}",
+                wanted.vhba
+            ));
+        }
+        vhba.tap.start(wanted)
+    }
+}

@@ -1,0 +1,124 @@
+//! `capture-scsi`: the commands of a vHBA as a file for Wireshark.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use qos_monitor::Client;
+use qos_monitor::capture_file::CaptureFile;
+use qos_monitor::storage::CaptureWanted;
+use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::print;
+
+/// How often captured frames are fetched: well below what the director keeps.
+const FETCH: Duration = Duration::from_millis(20);
+
+/// What to capture, and where to. Ends by --for, by --frames, or by an interrupt.
+///
+/// A command, its data and its status become the Fibre Channel frames that would carry them
+/// (FCP-4): S_ID stands for the vHBA, D_ID for the SAN port. Of a vHBA that does more than 40000
+/// frames or 10 MB a second some exchanges are left out; the file says how many frames that were.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CaptureScsi {
+    /// The vHBA, as vhbas shows it
+    #[arg(long, value_name = "NAME")]
+    vhba: String,
+    /// Only this LUN of it
+    #[arg(long, value_name = "N")]
+    lun: Option<u16>,
+    /// Bytes to keep of each frame, its header and the first data among them
+    #[arg(long, value_name = "BYTES", default_value_t = 256,
+        value_parser = clap::value_parser!(u32).range(128..=66_000))]
+    snap: u32,
+    /// The file; - is standard output, as wireshark -k -i - reads it
+    #[arg(short = 'w', long = "write", value_name = "FILE")]
+    write: PathBuf,
+    /// Ends after this time, like 10s
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    time: Option<Duration>,
+    /// Ends after at least so many frames
+    #[arg(long, value_name = "N")]
+    frames: Option<u64>,
+}
+
+/// What became of it.
+#[derive(Debug, Serialize)]
+struct Summary {
+    frames: u64,
+    dropped: u64,
+}
+
+pub(crate) fn run(client: &mut Client, capture: &CaptureScsi, json: bool) -> Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, stop.clone()).context("signals cannot be taken")?;
+    }
+    let wanted = CaptureWanted {
+        vhba: capture.vhba.clone(),
+        lun: capture.lun,
+        snap_bytes: capture.snap,
+    };
+    let interface = client.start_capture(&wanted)?;
+    let to_stdout = capture.write.as_os_str() == "-";
+    let out: Box<dyn Write> = if to_stdout {
+        Box::new(io::stdout())
+    } else {
+        let file = File::create(&capture.write);
+        Box::new(file.with_context(|| format!("{} cannot be made", capture.write.display()))?)
+    };
+    let unwritten = || format!("{} cannot be written", capture.write.display());
+    let mut file = CaptureFile::new(BufWriter::new(out), &interface).with_context(unwritten)?;
+    let end = capture.time.map(|time| Instant::now() + time);
+    let mut summary = Summary {
+        frames: 0,
+        dropped: 0,
+    };
+    loop {
+        // Looked at before the frames are fetched: what is there when it ends is in the file.
+        let over = stop.load(Ordering::Relaxed) || end.is_some_and(|end| Instant::now() >= end);
+        let captured = client.take_capture()?;
+        summary.frames += u64::try_from(captured.frames.len()).unwrap_or(0);
+        summary.dropped = captured.dropped;
+        let written = file.add(&captured).and_then(|()| file.flush());
+        if to_stdout && is_broken_pipe(&written) {
+            // Who watched has seen enough.
+            return Ok(());
+        }
+        written.with_context(unwritten)?;
+        if over
+            || capture
+                .frames
+                .is_some_and(|frames| summary.frames >= frames)
+        {
+            break;
+        }
+        std::thread::sleep(FETCH);
+    }
+    let finished = file.finish().and_then(|mut out| out.flush());
+    if to_stdout && is_broken_pipe(&finished) {
+        return Ok(());
+    }
+    finished.with_context(unwritten)?;
+    let text = format!(
+        "{}: {} frames, {} dropped\n",
+        capture.write.display(),
+        summary.frames,
+        summary.dropped
+    );
+    if to_stdout {
+        // With standard error closed there is nobody to tell.
+        drop(io::stderr().write_all(text.as_bytes()));
+        return Ok(());
+    }
+    print(json, &summary, || text)
+}
+
+fn is_broken_pipe(written: &io::Result<()>) -> bool {
+    matches!(written, Err(error) if error.kind() == io::ErrorKind::BrokenPipe)
+}
