@@ -468,6 +468,7 @@ impl Directory for Books {
                 let client = client.map_err(|error| match error {
                     ClientError::Admission(error) => refusal(&error),
                     ClientError::Medium(error) => error.to_string(),
+                    ClientError::Reservations(error) => error.to_string(),
                 })?;
                 client.map(|client| (san::WINDOWS, client))
             }

@@ -54,7 +54,7 @@ const PROGRAMS: [(&str, &str); 10] = [
 ];
 /// Programs of the tools archive. Debian's fio brings 70 MB of clients for storage clusters; to
 /// unpack them takes a guest under TCG a second, which most guests need not spend.
-const LATE_PROGRAMS: [(&str, &str); 1] = [("fio", "fio")];
+const LATE_PROGRAMS: [(&str, &str); 2] = [("fio", "fio"), ("iscsi-test-cu", "libiscsi-bin")];
 /// Serial number of the disk that is the tools archive.
 pub(crate) const TOOLS_SERIAL: &str = "orimono-tools";
 /// All programs of sg3-utils begin so.

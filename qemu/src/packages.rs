@@ -51,7 +51,7 @@ pub const RDMA_PACKAGES: [Package; 4] = [
 ];
 
 /// All that guests and suites need beyond a Rust toolchain.
-pub const PACKAGES: [Package; 10] = [
+pub const PACKAGES: [Package; 11] = [
     package("qemu-system-x86", "qemu-system-x86_64", "runs the guests"),
     package("kmod", "depmod", "orders the guest's kernel modules"),
     package("busybox-static", "busybox", "shell of the guests"),
@@ -66,6 +66,11 @@ pub const PACKAGES: [Package; 10] = [
     package("tgt", "tgtd", "iSCSI target of suites"),
     package("tshark", "tshark", "decodes captured SCSI commands"),
     package("sg3-utils", "sg_inq", "SCSI commands in guests"),
+    package(
+        "libiscsi-bin",
+        "iscsi-test-cu",
+        "conformance of logical units, in guests",
+    ),
 ];
 
 const fn package(name: &'static str, program: &'static str, purpose: &'static str) -> Package {
@@ -293,10 +298,10 @@ mod tests {
 
     #[test]
     fn the_line_for_people_is_what_is_run() {
-        let [qemu, .., sg3] = PACKAGES;
+        let two = [package("one", "", ""), package("two", "", "")];
         assert_eq!(
-            install_command_line(&[qemu, sg3]),
-            "apt-get install --yes --no-install-recommends qemu-system-x86 sg3-utils"
+            install_command_line(&two),
+            "apt-get install --yes --no-install-recommends one two"
         );
     }
 

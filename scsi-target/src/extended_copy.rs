@@ -124,7 +124,7 @@ const fn aborted(additional: AdditionalSense) -> Sense {
 /// | byte | field |
 /// | --- | --- |
 /// | 0 | E4h |
-/// | 1 | LU ID TYPE (0 here), NUL, peripheral device type |
+/// | 1 | LU ID TYPE (ignored beside a designator, SPC-4 6.4.6.1), NUL, peripheral device type |
 /// | 4 | code set |
 /// | 5 | association, designator type |
 /// | 7 | length of the designator |
@@ -147,9 +147,6 @@ fn parse_cscds(
             return Err(Sense::illegal(AdditionalSense::UNSUPPORTED_CSCD_DESCRIPTOR));
         }
         let flags = be_uint(descriptor, 1..2);
-        if flags & 0xC0 != 0 {
-            return Err(Sense::parameter_field(at + 1, Some(7)));
-        }
         if flags & 0x1F != 0 {
             return Err(Sense::parameter_field(at + 1, Some(4)));
         }

@@ -163,18 +163,27 @@ impl LogicalUnit {
     }
 
     /// With persistent reservations that outlive restarts, where an initiator asks for it
-    /// (APTPL). `stored` is what the store was given last; empty if nothing.
+    /// (APTPL). What `store` was given last goes to [`Self::load_reservations`].
+    #[must_use]
+    pub fn with_reservation_store(mut self, store: Arc<dyn ReservationStore>) -> Self {
+        self.reservation_store = Some(store);
+        self
+    }
+
+    /// Takes the persistent reservations that this target stored before a restart, or another one
+    /// since; `stored` is empty if there are none. To be called while no initiator has a nexus in
+    /// use. PRGENERATION goes on.
     ///
     /// # Errors
-    /// [`StoredReservationsError`] when `stored` is damaged.
-    pub fn with_reservation_store(
-        mut self,
-        stored: &[u8],
-        store: Arc<dyn ReservationStore>,
-    ) -> Result<Self, StoredReservationsError> {
-        self.reservations = Mutex::new(Reservations::decode(stored)?);
-        self.reservation_store = Some(store);
-        Ok(self)
+    /// [`StoredReservationsError`] when `stored` is damaged; nothing has changed.
+    pub fn load_reservations(&self, stored: &[u8]) -> Result<(), StoredReservationsError> {
+        let loaded = Reservations::decode(stored)?;
+        let mut reservations = self.reservations();
+        *reservations = Reservations {
+            generation: reservations.generation,
+            ..loaded
+        };
+        Ok(())
     }
 
     /// With a clock for REPORT TIMESTAMP.
@@ -285,7 +294,8 @@ impl LogicalUnit {
             return Ok(());
         };
         let bytes = |reservations: &Reservations| {
-            if reservations.persists {
+            let kept = reservations.persists || store.keeps_all();
+            if kept && !reservations.registrations.is_empty() {
                 reservations.encode()
             } else {
                 Vec::new()
@@ -358,14 +368,20 @@ impl LogicalUnit {
             };
         });
         self.reservations().reserved_by = None;
+        for nexus in self.live_nexuses() {
+            nexus.copies().clear();
+        }
         self.establish(condition, None);
     }
 
-    /// RESERVE of a nexus that is gone ends.
+    /// RESERVE of a nexus that is gone ends, and nobody will ask for the results of its copies.
     pub(crate) fn nexus_lost(&self, nexus: NexusId) {
         let mut reservations = self.reservations();
         if reservations.reserved_by == Some(nexus) {
             reservations.reserved_by = None;
+        }
+        for lost in self.live_nexuses().iter().filter(|each| each.id == nexus) {
+            lost.copies().clear();
         }
     }
 
@@ -386,7 +402,7 @@ impl LogicalUnit {
 
     /// Makes `condition` pending on every nexus but `cause`.
     pub(crate) fn establish(&self, condition: UnitAttention, cause: Option<&Arc<NexusState>>) {
-        for nexus in self.lock_nexuses().iter().filter_map(Weak::upgrade) {
+        for nexus in self.live_nexuses() {
             if cause.is_none_or(|cause| !Arc::ptr_eq(cause, &nexus)) {
                 nexus.pending().establish(condition);
             }
@@ -400,11 +416,16 @@ impl LogicalUnit {
         condition: UnitAttention,
         cause: &Arc<NexusState>,
     ) {
-        for nexus in self.lock_nexuses().iter().filter_map(Weak::upgrade) {
+        for nexus in self.live_nexuses() {
             if nexus.id == id && !Arc::ptr_eq(cause, &nexus) {
                 nexus.pending().establish(condition);
             }
         }
+    }
+
+    fn live_nexuses(&self) -> Vec<Arc<NexusState>> {
+        let nexuses = self.lock_nexuses();
+        nexuses.iter().filter_map(Weak::upgrade).collect()
     }
 
     #[cfg(test)]

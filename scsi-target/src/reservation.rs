@@ -272,7 +272,7 @@ pub struct ReservationStoreError;
 /// Keeps the persistent reservations of one unit across restarts (APTPL, SPC-4 5.13.5).
 ///
 /// Give what was stored last to
-/// [`LogicalUnit::with_reservation_store`](crate::LogicalUnit::with_reservation_store).
+/// [`LogicalUnit::load_reservations`](crate::LogicalUnit::load_reservations).
 pub trait ReservationStore: Send + Sync + fmt::Debug {
     /// Replaces what is stored, at most 3 KiB; durable on return. Empty means that nothing need
     /// be kept. Called with a lock of the unit held: must not call the unit.
@@ -281,6 +281,12 @@ pub trait ReservationStore: Send + Sync + fmt::Debug {
     /// [`ReservationStoreError`]; what was stored before must still be there. The command that
     /// wanted the change fails with 4/44/00 and changes nothing.
     fn store(&self, reservations: &[u8]) -> Result<(), ReservationStoreError>;
+
+    /// Whether it is to be given also what no initiator asked to keep (APTPL 0), because another
+    /// target may go on with the unit. The default is not.
+    fn keeps_all(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

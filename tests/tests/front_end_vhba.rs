@@ -1142,3 +1142,154 @@ fn g17_kicks_without_work_do_no_harm() {
     case.hbas[0].round_trip(&mut guest);
     case.assert_unharmed(guest);
 }
+
+#[test]
+fn s10_reset_of_an_absent_target_after_one_of_a_present_one_is_answered() {
+    let mut case = Case::new();
+    let mut guest = case.guest();
+    for _round in 0..3 {
+        guest
+            .submit_control(&task_management(5, LUN0, 0), 1)
+            .unwrap();
+        let reset = case.hbas[0].target.next_function().unwrap();
+        case.hbas[0]
+            .target
+            .respond(reset.tag, TaskResponse::Complete)
+            .unwrap();
+        assert_eq!(guest.wait_control(1).unwrap(), Some(vec![OK]));
+        let absent = task_management(5, [1, 200, 0x40, 0, 0, 0, 0, 0], 0);
+        assert_eq!(guest.control(&absent, 1).unwrap(), Some(vec![BAD_TARGET]));
+    }
+    assert_eq!(case.hbas[0].target.far().waiting(), 0);
+    case.assert_unharmed(guest);
+}
+
+/// What peers were measured with, and more: each is answered, or its chain comes back unused where
+/// there is no room for an answer, and the device serves the next guest.
+#[test]
+fn g12_thirty_malformed_requests_are_answered_and_served_on() {
+    type Chain = fn(u64) -> Vec<Buffer>;
+    const EMPTY: Option<u8> = None;
+    let mut case = Case::new();
+    let mut tried = 0;
+
+    let chains: [(Chain, Option<u8>); 11] = [
+        (|at| vec![Buffer::readable(at, 51)], EMPTY),
+        (
+            |at| vec![Buffer::readable(at, 51), Buffer::writable(at + 2048, 0)],
+            EMPTY,
+        ),
+        (
+            |at| vec![Buffer::readable(at, 51), Buffer::writable(at + 2048, 1)],
+            EMPTY,
+        ),
+        (
+            |at| vec![Buffer::readable(at, 51), Buffer::writable(at + 2048, 107)],
+            EMPTY,
+        ),
+        (
+            |at| vec![Buffer::writable(at + 2048, 108), Buffer::readable(at, 51)],
+            EMPTY,
+        ),
+        (
+            |at| vec![Buffer::readable(at, 0), Buffer::writable(at + 2048, 108)],
+            Some(FAILURE),
+        ),
+        (
+            |at| vec![Buffer::readable(at, 1), Buffer::writable(at + 2048, 108)],
+            Some(FAILURE),
+        ),
+        (
+            |at| vec![Buffer::readable(at, 50), Buffer::writable(at + 2048, 108)],
+            Some(FAILURE),
+        ),
+        (|at| vec![Buffer::writable(at + 2048, 200)], Some(FAILURE)),
+        (
+            |at| vec![Buffer::readable(at, 67), Buffer::writable(at + 2048, 124)],
+            Some(FAILURE),
+        ),
+        // 64 MiB to be read: OK, with CHECK CONDITION.
+        (
+            |at| {
+                vec![
+                    Buffer::readable(at, 51),
+                    Buffer::writable(at + 2048, 108),
+                    Buffer::writable(RAM_START, 64 << 20),
+                ]
+            },
+            Some(OK),
+        ),
+    ];
+    for (chain, code) in chains {
+        let mut guest = case.guest();
+        let slot = ready(&mut guest);
+        let ring = guest.guest.queue(REQUESTS).unwrap();
+        let used = ring.transact(&chain(slot)).unwrap().bytes;
+        assert_eq!(used > 0, code.is_some(), "chain {tried}");
+        if let Some(code) = code {
+            let response = guest.guest.ram.read(slot + 2048, 108).unwrap();
+            assert_eq!(response[11], code, "chain {tried}");
+        }
+        case.assert_unharmed(guest);
+        tried += 1;
+    }
+
+    for (lun, attribute, code) in [
+        ([1, 200, 0x40, 0, 0, 0, 0, 0], 0, BAD_TARGET),
+        ([1, 0, 0x80, 0, 0, 0, 0, 0], 0, BAD_TARGET),
+        ([0xff; 8], 0, BAD_TARGET),
+        ([0; 8], 0, BAD_TARGET),
+        (LUN0, 4, FAILURE),
+        (LUN0, 0xff, FAILURE),
+    ] {
+        let mut guest = case.guest();
+        let request = Request {
+            lun,
+            attribute,
+            ..Request::new(&TEST_UNIT_READY)
+        };
+        guest.submit(0, &request).unwrap();
+        assert_eq!(guest.wait(0).unwrap().response, code, "{request:?}");
+        case.assert_unharmed(guest);
+        tried += 1;
+    }
+
+    let reset = task_management(5, LUN0, 0);
+    for (bytes, room, answer) in [
+        (&reset[..0], 1, Some(vec![FUNCTION_REJECTED])),
+        (&reset[..3], 1, Some(vec![FUNCTION_REJECTED])),
+        (&reset[..23], 1, Some(vec![FUNCTION_REJECTED])),
+        (&[9; 24], 1, Some(vec![FUNCTION_REJECTED])),
+        (
+            &task_management(99, LUN0, 0),
+            1,
+            Some(vec![FUNCTION_REJECTED]),
+        ),
+        (&reset[..], 0, None),
+    ] {
+        let mut guest = case.guest();
+        assert_eq!(guest.control(bytes, room).unwrap(), answer, "{bytes:02x?}");
+        case.assert_unharmed(guest);
+        tried += 1;
+    }
+
+    let beyond = RAM_START + RAM_BYTES - 64;
+    let rejected: [&[(u64, u32, u16, u16)]; 7] = [
+        &[(RAM_START, 64, DESC_NEXT, 0)],
+        &[(RAM_START, 51, DESC_NEXT, 1), (beyond, 128, 2, 0)],
+        &[(RAM_START, 51, DESC_NEXT, 1), (0x1000, 64, 2, 0)],
+        &[
+            (RAM_START, 51, DESC_NEXT, 1),
+            (u64::MAX - 15, u32::MAX, 2, 0),
+        ],
+        &[(RAM_START, 0, DESC_INDIRECT, 0)],
+        &[(RAM_START, 24, DESC_INDIRECT, 0)],
+        &[(0x1000, 16, DESC_INDIRECT, 0)],
+    ];
+    for descriptors in rejected {
+        assert_rejected(descriptors);
+        tried += 1;
+    }
+    assert_eq!(tried, 30);
+    assert_eq!(case.hbas[0].target.far().waiting(), 0);
+}

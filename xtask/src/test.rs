@@ -24,6 +24,9 @@ pub(crate) struct Test {
     /// Only tests whose name contains this
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// One part of the suite `guest`, with its slow cases and with what it prints
+    #[arg(long, value_enum, value_name = "PART", conflicts_with = "filter")]
+    suite: Option<Part>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -36,6 +39,28 @@ enum Suite {
     Netns,
     /// Real QEMU guests
     Guest,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// What iscsi-test-cu, sg3-utils and fio say about a LUN
+    ScsiConformance,
+}
+
+impl Part {
+    /// As [`Suite::runs`].
+    fn runs(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::ScsiConformance => &[&[
+                "--workspace",
+                "--test",
+                "guest_scsi_conformance",
+                "--",
+                "--test-threads=1",
+                "--nocapture",
+            ]],
+        }
+    }
 }
 
 impl Suite {
@@ -71,10 +96,11 @@ impl Suite {
 }
 
 pub(crate) fn run(test: &Test) -> Result<ExitCode> {
-    let suites = if test.suites.is_empty() {
-        Suite::ALL.to_vec()
-    } else {
-        test.suites.clone()
+    let suites = match (test.suite, test.suites.as_slice()) {
+        (Some(_), [] | [Suite::Guest]) => vec![Suite::Guest],
+        (Some(_), _) => bail!("--suite is a part of `guest`: cargo xtask test guest --suite NAME"),
+        (None, []) => Suite::ALL.to_vec(),
+        (None, suites) => suites.to_vec(),
     };
     if suites.iter().any(|suite| suite.needs_programs()) {
         setup::ensure_packages()?;
@@ -83,7 +109,7 @@ pub(crate) fn run(test: &Test) -> Result<ExitCode> {
     if suites.contains(&Suite::Guest) {
         GuestImage::ensure_telling(&image::default_cache(), &mut say)?;
     }
-    let rdma = (test.full && suites.contains(&Suite::Guest))
+    let rdma = (test.full && test.suite.is_none() && suites.contains(&Suite::Guest))
         .then(rdma_tests)
         .transpose()?;
     let mut failed = Vec::new();
@@ -92,7 +118,7 @@ pub(crate) fn run(test: &Test) -> Result<ExitCode> {
         let name = format!("{suite:?}").to_lowercase();
         say(&format!("test {name}"));
         let mut passed = true;
-        for arguments in suite.runs() {
+        for arguments in test.suite.map_or_else(|| suite.runs(), Part::runs) {
             passed &= cargo_test(arguments, test, rdma.as_ref())?;
         }
         let verdict = if passed { "ok" } else { "FAILED" };
@@ -174,7 +200,7 @@ fn cargo_test(arguments: &[&str], test: &Test, rdma: Option<&PathBuf>) -> Result
         .current_dir(root()?)
         .args(["test", "--locked", "--no-fail-fast"])
         .args(arguments);
-    if test.full {
+    if test.full || test.suite.is_some() {
         command.env("ORIMONO_TEST_FULL", "1");
     }
     if let Some(program) = rdma {

@@ -22,6 +22,8 @@ mod command_queue;
 mod nexus;
 mod observe;
 mod port;
+mod reservation_file;
+mod system_clock;
 mod task_set;
 #[cfg(test)]
 mod tests;
@@ -34,7 +36,7 @@ use fabric_transport::control::Windows;
 pub use backend::BackendError;
 pub(crate) use observe::SanView;
 pub use port::SanPort;
-pub use vhba::{ClientError, Lun, Vhba, VhbaError};
+pub use vhba::{ClientError, Lun, ReservationFileError, Vhba, VhbaError};
 pub use watch::LunWatch;
 
 /// Commands of one vHBA that may wait or run here.

@@ -718,3 +718,71 @@ fn preempt_and_abort_ends_the_tasks_of_the_preempted_vhba_alone() {
     let (_, status, sense, _) = lab.status(200);
     assert_eq!((status, sense[12], sense[13]), (2, 0x2a, 5));
 }
+
+#[test]
+fn s12_reservations_outlive_the_director_that_was_asked_to_keep_them() {
+    // With shared LUNs another director may go on, so these are kept without being asked.
+    for (shared, aptpl, kept) in [(false, 1, true), (false, 0, false), (true, 0, true)] {
+        let set = |config: &mut LabConfig| config.director.shared_luns = shared;
+        let lab = Lab::with(set);
+        let mut register = persistent_reserve((1, 0), (0, 0), (0, 0xa));
+        let mut list = [0; 24];
+        list[15] = 0xa;
+        list[20] = aptpl;
+        register[1] = data_out(1, 0, &list);
+        lab.send(MIXED, register);
+        assert_eq!(lab.status(1).1, 0);
+        lab.send(MIXED, persistent_reserve((2, 0), (1, 1), (0xa, 0)));
+        assert_eq!(lab.status(2).1, 0);
+        let file = lab.folder.path().join("fast.img.reservations");
+        assert_eq!(file.exists(), kept);
+
+        lab.endpoint.close("test");
+        for _ in 0..2 {
+            assert!(matches!(lab.next(), Seen::Down));
+        }
+        let mut config = config(lab.folder.path());
+        set(&mut config);
+        let Lab {
+            folder, director, ..
+        } = lab;
+        drop(director);
+        let director = Director::start(&config).unwrap();
+        let (endpoint, seen, writable) = connect(&director);
+        let mut lab = Lab {
+            folder,
+            director,
+            endpoint,
+            lanes: HashMap::new(),
+            seen,
+            writable,
+        };
+        lab.wait_up();
+        let read_keys = [0x5e, 0, 0, 0, 0, 0, 0, 0, 64, 0];
+        lab.send(MIXED, [command(3, 0, &read_keys, 0, 64)]);
+        let (_, status, _, data) = lab.status(3);
+        assert_eq!((status, data.len()), (0, if kept { 16 } else { 8 }));
+        if kept {
+            assert_eq!(data[8..], 0xa_u64.to_be_bytes());
+            lab.send(MIXED, persistent_reserve((4, 0), (3, 0), (0xa, 0)));
+            assert_eq!(lab.status(4).1, 0);
+        }
+        assert!(!file.exists());
+    }
+}
+
+#[test]
+fn damaged_reservations_keep_a_lun_from_being_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path());
+    std::fs::write(folder.path().join("fast.img.reservations"), "OPR").unwrap();
+    let error = Director::start(&config).unwrap_err();
+    let text = format!("{:#}", anyhow::Error::from(error));
+    assert!(
+        text.contains("fast.img.reservations is damaged; restore it"),
+        "{text}"
+    );
+    // A read-only unit cannot be written by anybody: nothing is stored for it.
+    config.luns[0].read_only = true;
+    Director::start(&config).unwrap();
+}

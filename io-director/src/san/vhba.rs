@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use fabric_config::{DirectorConfig, LunConfig, VhbaConfig};
+use fabric_config::{DirectorConfig, LunConfig, MediumConfig, VhbaConfig};
 use fabric_payload::scsi::{LunBytes, TRANSFER_BYTES_MAX};
 use fabric_transport::{DeviceId, LaneClient};
 use qos::{AdmissionError, DeviceRate};
@@ -22,6 +24,8 @@ use super::command_queue::Charged;
 use super::nexus::{Nexus, Share};
 use super::observe::{Highest, InFlight, NexusStatistics, Tap};
 use super::port::{HeldCommand, SanPort, SanPortShared};
+use super::reservation_file::ReservationFile;
+use super::system_clock::SystemClock;
 use super::task_set::TaskKey;
 use super::vhba_session::VhbaSession;
 use super::{COMMANDS_MAX, DATA_BLOCKS};
@@ -39,6 +43,9 @@ pub enum VhbaError {
     /// The geometry.
     #[error("geometry cannot be served; correct block-bytes or the medium")]
     Unit(#[from] LogicalUnitError),
+    /// What it reserved before the director began.
+    #[error(transparent)]
+    Reservations(#[from] ReservationFileError),
     /// The LUN map names a unit that is not open.
     #[error("lun {name:?} is not open; add it to the lab file")]
     NoSuchLun {
@@ -65,6 +72,46 @@ pub enum ClientError {
     /// One of its logical units.
     #[error(transparent)]
     Medium(#[from] BackendError),
+    /// What a logical unit reserved under another director.
+    #[error(transparent)]
+    Reservations(#[from] ReservationFileError),
+}
+
+/// Why the stored reservations of a logical unit cannot be used; ends with the next step.
+#[derive(Debug, thiserror::Error)]
+pub enum ReservationFileError {
+    /// They cannot be read.
+    #[error("cannot read {} ({source}); correct its permissions", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// They are damaged.
+    #[error(
+        "{} is damaged; restore it, or remove it once no host uses the unit",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The medium that reservations are kept beside. A file beside a block device would not outlive the
+/// machine.
+fn reservations_beside(medium: &MediumConfig) -> Option<&Path> {
+    match medium {
+        MediumConfig::File { path, .. } | MediumConfig::Qcow2 { path } => {
+            let is_device = std::fs::metadata(path)
+                .is_ok_and(|metadata| metadata.file_type().is_block_device());
+            (!is_device).then_some(path)
+        }
+        MediumConfig::BlockDevice { .. } | MediumConfig::Ram { .. } | MediumConfig::Null { .. } => {
+            None
+        }
+    }
 }
 
 /// An open logical unit of a SAN port, shared by any number of vHBAs.
@@ -72,6 +119,8 @@ pub enum ClientError {
 pub struct Lun {
     unit: Arc<LogicalUnit>,
     medium: Arc<Medium>,
+    /// Only of a writable file: nothing beside a read-only one need be writable.
+    reservations: Option<Arc<ReservationFile>>,
     /// Sessions that use it, if it is locked only for these; else `None`.
     users: Option<Mutex<usize>>,
     delay: Duration,
@@ -103,16 +152,44 @@ impl Lun {
             medium.claim()?;
         }
         let identity = Identity::from_serial(&config.serial)?.with_read_only(config.read_only);
-        let unit = Arc::new(LogicalUnit::new(identity, medium.clone())?);
-        Ok(Self {
-            unit,
+        let mut unit =
+            LogicalUnit::new(identity, medium.clone())?.with_clock(Arc::new(SystemClock));
+        let mut reservations = None;
+        if let Some(path) = reservations_beside(&config.medium)
+            && !config.read_only
+        {
+            let store = Arc::new(ReservationFile::beside(path, director.shared_luns));
+            unit = unit.with_reservation_store(store.clone());
+            reservations = Some(store);
+        }
+        let lun = Self {
+            unit: Arc::new(unit),
             medium,
+            reservations,
             users: director.shared_luns.then(Mutex::default),
             delay: config.delay,
             timeout: config.timeout,
             in_flight: Arc::default(),
             mappings: Mutex::default(),
-        })
+        };
+        if !director.shared_luns {
+            lun.load_reservations()?;
+        }
+        Ok(lun)
+    }
+
+    /// Takes what was stored; the file of the unit is locked.
+    fn load_reservations(&self) -> Result<(), ReservationFileError> {
+        let Some(store) = &self.reservations else {
+            return Ok(());
+        };
+        let path = || store.path().to_owned();
+        let stored = store.claim().map_err(|source| ReservationFileError::Read {
+            path: path(),
+            source,
+        })?;
+        let loaded = self.unit.load_reservations(&stored);
+        loaded.map_err(|_damaged| ReservationFileError::Damaged { path: path() })
     }
 
     /// What may be done with it now.
@@ -172,13 +249,19 @@ impl Lun {
     /// A session is about to use it.
     ///
     /// # Errors
-    /// Another director has it.
-    fn claim(&self) -> Result<(), BackendError> {
+    /// Another director has it, or what it reserved there cannot be read.
+    fn claim(&self) -> Result<(), ClientError> {
         let Some(users) = &self.users else {
             return Ok(());
         };
         let mut users = users.lock().unwrap_or_else(PoisonError::into_inner);
         self.medium.claim()?;
+        if *users == 0
+            && let Err(error) = self.load_reservations()
+        {
+            self.release_claim();
+            return Err(error.into());
+        }
         *users += 1;
         Ok(())
     }
@@ -200,8 +283,15 @@ impl Lun {
         let Some(users) = &self.users else { return };
         let users = users.lock().unwrap_or_else(PoisonError::into_inner);
         if *users == 0 {
-            self.medium.give_up();
+            self.release_claim();
         }
+    }
+
+    fn release_claim(&self) {
+        if let Some(store) = &self.reservations {
+            store.give_up();
+        }
+        self.medium.give_up();
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Mapping>> {
@@ -303,8 +393,14 @@ impl Vhba {
             let thread = format!("{}:{}", mapping.lun, config.name);
             let medium = Some(lun.medium.clone());
             let statistics = NexusStatistics::new(Some(lun.in_flight.clone()));
-            let nexus =
-                Nexus::new(thread, it_nexus.clone(), share, lun.delay, medium, statistics);
+            let nexus = Nexus::new(
+                thread,
+                it_nexus.clone(),
+                share,
+                lun.delay,
+                medium,
+                statistics,
+            );
             mapped.insert(mapping.lun, MappedLun { nexus, lun });
         }
         report_luns(&it_nexus);
@@ -484,7 +580,7 @@ impl VhbaShared {
         }
     }
 
-    fn claim(&self, session: u64) -> Result<(), BackendError> {
+    fn claim(&self, session: u64) -> Result<(), ClientError> {
         let mut claimed = Vec::with_capacity(self.luns.len());
         for mapped in self.luns.values() {
             if let Err(error) = mapped.lun.claim() {

@@ -555,9 +555,8 @@ impl World {
     fn new(device: Arc<RamDevice>, store: Arc<Store>) -> Self {
         let identity = Identity::from_serial("lun-0001").unwrap();
         let unit = LogicalUnit::new(identity, device.clone()).unwrap();
-        let stored = store.bytes();
-        let unit = unit.with_reservation_store(&stored, store.clone()).unwrap();
-        let unit = Arc::new(unit);
+        let unit = Arc::new(unit.with_reservation_store(store.clone()));
+        unit.load_reservations(&store.bytes()).unwrap();
         let nexuses = [0, 1, 2].map(|port| second_nexus(&unit, port));
         Self {
             device,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::ram_device::{Fixture, LUN_0, RamDevice, run_at, second_nexus, sense_of};
-use crate::{Identity, LogicalUnit, Lun, MediumErrorKind};
+use crate::{Identity, LogicalUnit, Lun, MediumErrorKind, Status, TaskManagementFunction};
 
 /// An identification descriptor of the unit with this serial number.
 fn cscd(serial: &str, block_bytes: u32) -> Vec<u8> {
@@ -141,7 +141,6 @@ fn malformed_lists_are_refused_before_anything_is_copied() {
         (list(1, 0, &[&unit], &[&one; 17]), (5, 0x26, 8)),
         (list(1, 0, &[&unit; 17], &[&one; 17]), (5, 0x1A, 0)),
         (list(1, 0, &[with(&unit, 0, 0xE0)], &[&one]), (5, 0x26, 7)),
-        (list(1, 0, &[with(&unit, 1, 0xC0)], &[&one]), (5, 0x26, 0)),
         (list(1, 0, &[with(&unit, 1, 0x01)], &[&one]), (5, 0x26, 0)),
         (list(1, 0, &[with(&unit, 7, 21)], &[&one]), (5, 0x26, 0)),
         (list(1, 0, &[with(&unit, 30, 9)], &[&one]), (5, 0x26, 0)),
@@ -201,6 +200,15 @@ fn malformed_lists_are_refused_before_anything_is_copied() {
 }
 
 #[test]
+fn lu_id_type_means_nothing_beside_a_designator() {
+    let (fixture, ..) = two_units();
+    let mut unit = cscd("lun-0001", 512);
+    unit[1] = 0xC0;
+    let list = list(1, 2, &[&unit], &[segment((0, 0), 0, 4, 0, 100)]);
+    fixture.good(&cdb(&list), &list);
+}
+
+#[test]
 fn copy_that_fails_underway_tells_how_far_it_came() {
     let (fixture, ..) = two_units();
     let unit = [cscd("lun-0001", 512)];
@@ -231,6 +239,19 @@ fn results_are_kept_for_the_last_eight_copies() {
     for id in 0..20 {
         let (completion, _) = fixture.run(&copy_status(id), &[]);
         assert_eq!(completion.sense.is_none(), id >= 12, "{id}");
+    }
+}
+
+#[test]
+fn results_end_with_a_reset_of_the_unit_and_with_the_nexus() {
+    use TaskManagementFunction::{ItNexusReset, LogicalUnitReset};
+    let (fixture, ..) = two_units();
+    for function in [LogicalUnitReset, ItNexusReset] {
+        let list = list(7, 0, &[[0_u8; 0]; 0], &[[0_u8; 0]; 0]);
+        fixture.good(&cdb(&list), &list);
+        let _complete = fixture.nexus.task_management(function, LUN_0);
+        assert_eq!(fixture.run(&[0; 6], &[]).0.status, Status::CheckCondition);
+        assert_eq!(fixture.sense(&copy_status(7), &[]), (5, 0x24, 0));
     }
 }
 

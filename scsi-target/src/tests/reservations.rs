@@ -28,9 +28,13 @@ const TYPES: [u8; 6] = [1, 3, 5, 6, 7, 8];
 
 /// Remembers what it was given, and may fail.
 #[derive(Debug, Default)]
-pub(super) struct Store(Mutex<(Vec<u8>, bool)>);
+pub(super) struct Store(Mutex<(Vec<u8>, bool)>, bool);
 
 impl Store {
+    fn keeping_all() -> Self {
+        Self(Mutex::default(), true)
+    }
+
     pub(super) fn bytes(&self) -> Vec<u8> {
         self.0.lock().unwrap().0.clone()
     }
@@ -49,11 +53,22 @@ impl ReservationStore for Store {
         inside.0 = reservations.to_vec();
         Ok(())
     }
+
+    fn keeps_all(&self) -> bool {
+        self.1
+    }
 }
 
 fn bare_unit() -> LogicalUnit {
     let identity = Identity::from_serial("lun-0001").unwrap();
     LogicalUnit::new(identity, Arc::new(RamDevice::new(512, 64, true))).unwrap()
+}
+
+/// A unit that starts with what `store` has.
+fn stored_unit(store: &Arc<Store>) -> LogicalUnit {
+    let unit = bare_unit().with_reservation_store(store.clone());
+    unit.load_reservations(&store.bytes()).unwrap();
+    unit
 }
 
 /// A unit and nexuses with nothing pending.
@@ -482,11 +497,7 @@ fn malformed_lists_and_fields_are_refused() {
 #[test]
 fn s12_one_registration_too_many_is_refused_and_the_rest_reloads() {
     let store = Arc::new(Store::default());
-    let unit = Arc::new(
-        bare_unit()
-            .with_reservation_store(&[], store.clone())
-            .unwrap(),
-    );
+    let unit = Arc::new(stored_unit(&store));
     let register = |port| {
         let nexus = second_nexus(&unit, port);
         assert!(ready(&nexus).is_some());
@@ -503,10 +514,7 @@ fn s12_one_registration_too_many_is_refused_and_the_rest_reloads() {
     let before = keys(&nexus);
     assert_eq!(before.len(), 128);
     assert!(store.bytes().len() < 3 * 1024);
-    let again = bare_unit()
-        .with_reservation_store(&store.bytes(), store)
-        .unwrap();
-    let nexus = second_nexus(&Arc::new(again), 1);
+    let nexus = second_nexus(&Arc::new(stored_unit(&store)), 1);
     assert!(ready(&nexus).is_some());
     assert_eq!(keys(&nexus), before);
 }
@@ -514,14 +522,7 @@ fn s12_one_registration_too_many_is_refused_and_the_rest_reloads() {
 #[test]
 fn aptpl_decides_what_outlives_a_restart() {
     let store = Arc::new(Store::default());
-    let restart = || {
-        let stored = store.bytes();
-        three(
-            bare_unit()
-                .with_reservation_store(&stored, store.clone())
-                .unwrap(),
-        )
-    };
+    let restart = || three(stored_unit(&store));
     let register = |nexus: &ItNexus, key, action_key, flags| {
         let list = list(key, action_key, flags);
         run_at(nexus, LUN_0, &out_cdb(REGISTER, 0), &list).0
@@ -549,11 +550,33 @@ fn aptpl_decides_what_outlives_a_restart() {
     let (_, [a, ..]) = restart();
     assert_eq!((keys(&a), held(&a)), (Vec::new(), None));
     drop(b);
-    assert!(
-        bare_unit()
-            .with_reservation_store(b"OPR", store.clone())
-            .is_err()
+    assert!(bare_unit().load_reservations(b"OPR").is_err());
+}
+
+#[test]
+fn units_that_share_a_store_go_on_with_each_others_reservations() {
+    let store = Arc::new(Store::keeping_all());
+    let (first, [a, b, _]) = three(stored_unit(&store));
+    good(&a, REGISTER, 0, 0, 0xA);
+    good(&b, REGISTER, 0, 0, 0xB);
+    good(&a, RESERVE, 5, 0xA, 0);
+    // Nobody asked for APTPL.
+    let (second, [a_there, b_there, c_there]) = three(stored_unit(&store));
+    assert_eq!(
+        (keys(&a_there), held(&a_there)),
+        (vec![0xA, 0xB], Some((0xA, 5)))
     );
+    assert_eq!(status(&c_there, &WRITE), Status::ReservationConflict);
+    good(&b_there, PREEMPT, 5, 0xB, 0xA);
+    first.load_reservations(&store.bytes()).unwrap();
+    assert_eq!((keys(&a), held(&a)), (vec![0xB], Some((0xB, 5))));
+    assert!(first.load_reservations(b"OPR").is_err());
+    assert_eq!(keys(&a), vec![0xB], "damaged bytes change nothing");
+    // The last one leaves nothing behind.
+    good(&b, CLEAR, 0, 0xB, 0);
+    assert_eq!(store.bytes(), [0; 0]);
+    second.load_reservations(&store.bytes()).unwrap();
+    assert_eq!(keys(&b_there), [0; 0]);
 }
 
 #[test]

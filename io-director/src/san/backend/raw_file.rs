@@ -103,11 +103,8 @@ impl BlockDevice for RawFile {
     }
 
     fn provisioning(&self) -> Provisioning {
-        if self.read_only {
-            Provisioning::Full
-        } else {
-            Provisioning::Thin
-        }
+        // A read-only one too: UNMAP is write protected then, and not unknown.
+        Provisioning::Thin
     }
 
     fn read(&self, lba: u64, buffer: &mut [u8]) -> Result<(), MediumError> {
