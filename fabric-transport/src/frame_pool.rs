@@ -11,10 +11,12 @@ use std::sync::{Mutex, PoisonError};
 /// Buffers that threads exchange at once.
 const MAGAZINE_BUFFERS: usize = 32;
 
-/// Bytes of the buffers of a class: an Ethernet frame, a jumbo frame, the largest frame.
-const CLASS_BYTES: [usize; 3] = [2 * 1024, 10 * 1024, 72 * 1024];
+/// Bytes of the buffers of a class: control and small frames, of which a queue holds many, an
+/// Ethernet frame, a jumbo frame, the largest frame.
+const CLASS_BYTES: [usize; 4] = [256, 2 * 1024, 10 * 1024, CLASS_BYTES_MAX];
+const CLASS_BYTES_MAX: usize = 72 * 1024;
 const _: () =
-    assert!(CLASS_BYTES[2] >= crate::frame::HEADER_BYTES + crate::frame::PAYLOAD_BYTES_MAX);
+    assert!(CLASS_BYTES_MAX >= crate::frame::HEADER_BYTES + crate::frame::PAYLOAD_BYTES_MAX);
 
 /// Bytes of each class that no thread uses, at most; what comes on top is freed.
 const CLASS_IDLE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -121,18 +123,18 @@ mod tests {
 
     #[test]
     fn what_is_idle_is_bounded_and_empty() {
-        let count = 2 * CLASS_IDLE_BYTES_MAX / CLASS_BYTES[2];
+        let count = 2 * CLASS_IDLE_BYTES_MAX / CLASS_BYTES_MAX;
         let mut buffers: Vec<_> = (0..count).map(|_| take(70_000)).collect();
         for buffer in &mut buffers {
             buffer.push(1);
         }
         buffers.into_iter().for_each(give);
-        let depot = DEPOTS[2].lock().unwrap();
+        let depot = DEPOTS[3].lock().unwrap();
         let idle = depot.full.iter().flatten();
         assert!(idle.clone().all(Vec::is_empty));
         assert!(
-            idle.count() * CLASS_BYTES[2]
-                <= CLASS_IDLE_BYTES_MAX + MAGAZINE_BUFFERS * CLASS_BYTES[2]
+            idle.count() * CLASS_BYTES_MAX
+                <= CLASS_IDLE_BYTES_MAX + MAGAZINE_BUFFERS * CLASS_BYTES_MAX
         );
     }
 
@@ -141,7 +143,7 @@ mod tests {
         let mut grown = take(100);
         grown.resize(CLASS_BYTES[0] + 1, 0);
         give(grown);
-        assert_eq!(take(CLASS_BYTES[2] + 1).capacity(), CLASS_BYTES[2] + 1);
+        assert_eq!(take(CLASS_BYTES_MAX + 1).capacity(), CLASS_BYTES_MAX + 1);
         assert_eq!(take(1).capacity(), CLASS_BYTES[0]);
     }
 }
