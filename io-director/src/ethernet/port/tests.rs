@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::process::Command;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fabric_config::{LabConfig, MacAddress};
 use fabric_payload::ethernet::{ETHERNET_HEADER_BYTES, HEADER_BYTES};
@@ -167,7 +167,15 @@ impl Host {
 
     fn send(&self, from: DeviceId, payload: &[u8]) {
         let mut frames = vec![(VirtualLane::Network, FrameBuffer::from_payload(payload))];
-        self.lanes[&from].try_send(&mut frames).unwrap();
+        // The director may take its time; the lane has room for what it has taken.
+        let end = Instant::now() + PATIENCE;
+        while let Err(refused) = self.lanes[&from].try_send(&mut frames) {
+            assert!(
+                refused == SendRefused::Blocked && Instant::now() < end,
+                "{refused}"
+            );
+            std::thread::yield_now();
+        }
     }
 
     /// The next frame with our test EtherType.
