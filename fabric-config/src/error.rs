@@ -353,9 +353,39 @@ pub enum Problem {
     /// None or several of the media.
     #[error(
         "medium is not clear; write one of file = \"PATH\", block-device = \"PATH\", \
-        qcow2 = \"PATH\", ram = \"64M\" and null = \"1G\""
+        qcow2 = \"PATH\", ram = \"64M\", null = \"1G\", iscsi = \"TARGET\" and sg = \"PATH\""
     )]
     Medium,
+    /// A word of iSCSI that is missing.
+    #[error("iscsi needs {word}; write it")]
+    IscsiNeeds {
+        /// The word.
+        word: &'static str,
+    },
+    /// A word that the medium has no use for.
+    #[error("{word} means nothing for this medium; leave it out")]
+    NotOfMedium {
+        /// The word.
+        word: &'static str,
+    },
+    /// Neither address nor port.
+    #[error("portal {portal:?} is not usable; write an address and a port, like 192.0.2.9:3260")]
+    Portal {
+        /// What was given.
+        portal: String,
+    },
+    /// None of the three.
+    #[error("digests {digests:?} is not known; write none, preferred or required")]
+    Digests {
+        /// What was given.
+        digests: String,
+    },
+    /// Two directors would throw each other out of the target.
+    #[error(
+        "iscsi and sg do not go with shared-luns; give the standby director other luns, or use \
+        a file"
+    )]
+    SharedPassThrough,
     /// A size that is none, or not of whole blocks.
     #[error("size {text:?} is not usable; write at least one block, like 64M, 1G or 2T")]
     Size {

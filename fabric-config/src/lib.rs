@@ -61,8 +61,17 @@
 //! # qcow2 = "/var/lib/orimono/lun0.qcow2"
 //! # ram = "64M"                      # empty at the start, gone at the end
 //! # null = "1G"                      # reads zeroes, keeps nothing
+//! # sg = "/dev/sg3"                  # passes commands to a SCSI disk of this machine
+//! # iscsi = "iqn.2001-04.com.example:disk1"  # passes them to a unit of this target, with:
+//! # portal = "192.0.2.9:3260"
+//! # target-lun = 0                   # default; the number at the target
+//! # initiator = "iqn.2001-04.com.example:director1"
+//! # user = "director1"               # CHAP; default: none
+//! # secret-file = "/etc/orimono/chap"  # mode 0600; the file is the secret
+//! # digests = "preferred"            # default; or none, required
 //! direct = false                     # default; true: past the host's page cache (O_DIRECT)
-//! timeout = "30s"                    # default; what takes longer ends NOT READY
+//! timeout = "30s"                    # default, 60s with sg and iscsi; what takes longer ends
+//!                                    # NOT READY
 //! block-bytes = 512                  # default, or 4096
 //! read-only = false                  # default
 //! serial = "lun0"                    # default: the name
@@ -136,10 +145,12 @@ mod address;
 mod admit;
 mod error;
 mod links;
+mod pass_through;
 mod rates;
 mod raw;
 mod validate;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -270,6 +281,51 @@ pub enum MediumConfig {
         /// Its size.
         bytes: u64,
     },
+    /// A logical unit of an iSCSI target, which gets the commands as they are.
+    Iscsi(Box<IscsiConfig>),
+    /// A SCSI disk of this machine, which gets the commands as they are.
+    Sg {
+        /// Its SCSI generic device, like `/dev/sg3`.
+        path: PathBuf,
+    },
+}
+
+/// How a logical unit of an iSCSI target is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IscsiConfig {
+    /// Name of the target; whether it is one is for who logs in.
+    pub target: String,
+    /// Where it listens.
+    pub portal: SocketAddr,
+    /// The unit's number at the target, 0 to [`LUN_MAX`].
+    pub target_lun: u16,
+    /// Our name; as the target's.
+    pub initiator: String,
+    /// CHAP; `None`: we prove nothing.
+    pub chap: Option<ChapConfig>,
+    /// CRC32C of headers and data.
+    pub digests: Digests,
+}
+
+/// What an initiator proves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChapConfig {
+    /// Name of the account.
+    pub user: String,
+    /// The file that is its secret; absolute.
+    pub secret_file: PathBuf,
+}
+
+/// Whether PDUs carry checksums.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Digests {
+    /// They do not.
+    None,
+    /// If the target can.
+    #[default]
+    Preferred,
+    /// A target that cannot is not used.
+    Required,
 }
 
 impl MediumConfig {
@@ -280,8 +336,14 @@ impl MediumConfig {
             Self::File { path, .. } | Self::BlockDevice { path, .. } | Self::Qcow2 { path } => {
                 Some(path)
             }
-            Self::Ram { .. } | Self::Null { .. } => None,
+            Self::Ram { .. } | Self::Null { .. } | Self::Iscsi(_) | Self::Sg { .. } => None,
         }
+    }
+
+    /// Whether commands are passed on, so that identity and blocks are those of another unit.
+    #[must_use]
+    pub const fn passes_through(&self) -> bool {
+        matches!(self, Self::Iscsi(_) | Self::Sg { .. })
     }
 }
 

@@ -509,7 +509,8 @@ fn medium_is_what_the_lab_file_says() {
 #[test]
 fn medium_that_cannot_be_is_refused_with_the_next_step() {
     const UNCLEAR: &str = "line 20: lun lun0: medium is not clear; write one of file = \"PATH\", \
-        block-device = \"PATH\", qcow2 = \"PATH\", ram = \"64M\" and null = \"1G\"";
+        block-device = \"PATH\", qcow2 = \"PATH\", ram = \"64M\", null = \"1G\", \
+        iscsi = \"TARGET\" and sg = \"PATH\"";
     let size = |text: &str| {
         format!(
             "line 22: lun lun0: size {text:?} is not usable; write at least one block, like 64M, \
@@ -595,4 +596,100 @@ fn unreadable_file_is_named() {
         error.to_string(),
         "cannot read /nonexistent/lab.toml; name a readable lab file"
     );
+}
+
+const ISCSI: &str = "iscsi = \"iqn.a:t\"\nportal = \"192.0.2.9:3260\"\ninitiator = \"iqn.a:i\"";
+
+fn with_lun0(words: &str) -> Result<LabConfig, String> {
+    let text = LAB.replacen("file = \"/tmp/lun0.img\"", words, 1);
+    text.parse::<LabConfig>().map_err(|error| error.to_string())
+}
+
+#[test]
+fn units_of_others_are_named_with_what_reaches_them() {
+    let lun0 = |words: &str| with_lun0(words).unwrap().lun("lun0").unwrap().clone();
+    let plain = lun0(ISCSI);
+    let mut iscsi = IscsiConfig {
+        target: "iqn.a:t".into(),
+        portal: "192.0.2.9:3260".parse().unwrap(),
+        target_lun: 0,
+        initiator: "iqn.a:i".into(),
+        chap: None,
+        digests: Digests::Preferred,
+    };
+    assert_eq!(plain.medium, MediumConfig::Iscsi(Box::new(iscsi.clone())));
+    assert_eq!(plain.timeout, Duration::from_secs(60));
+    let more =
+        "target-lun = 7\nuser = \"u\"\nsecret-file = \"/s\"\ndigests = \"none\"\ntimeout = \"5s\"";
+    let full = lun0(&format!("{ISCSI}\n{more}"));
+    iscsi.target_lun = 7;
+    iscsi.chap = Some(ChapConfig {
+        user: "u".into(),
+        secret_file: "/s".into(),
+    });
+    iscsi.digests = Digests::None;
+    assert_eq!(full.medium, MediumConfig::Iscsi(Box::new(iscsi)));
+    assert_eq!(full.timeout, Duration::from_secs(5));
+    let path = "/dev/sg3".into();
+    assert_eq!(lun0("sg = \"/dev/sg3\"").medium, MediumConfig::Sg { path });
+}
+
+#[test]
+fn units_of_others_that_cannot_be_reached_are_refused() {
+    for (words, problem) in [
+        (
+            "iscsi = \"iqn.a:t\"",
+            "iscsi needs portal; write it".to_owned(),
+        ),
+        (
+            "iscsi = \"iqn.a:t\"\nportal = \"[::1]:1\"",
+            "iscsi needs initiator; write it".to_owned(),
+        ),
+        (
+            &format!("{ISCSI}\nuser = \"u\""),
+            "iscsi needs secret-file; write it".to_owned(),
+        ),
+        (
+            &format!("{ISCSI}\nsecret-file = \"/s\""),
+            "iscsi needs user; write it".to_owned(),
+        ),
+        (
+            &format!("{ISCSI}\nuser = \"u\"\nsecret-file = \"s\""),
+            "path \"s\" is not absolute; write it from the root, like /etc/orimono/ca.pem"
+                .to_owned(),
+        ),
+        (
+            &format!("{ISCSI}\ndigests = \"some\""),
+            "digests \"some\" is not known; write none, preferred or required".to_owned(),
+        ),
+        (
+            &format!("{ISCSI}\ntarget-lun = 16384"),
+            "lun 16384 is out of range; use 0 to 16383".to_owned(),
+        ),
+        (
+            &format!("{ISCSI}\nserial = \"s\""),
+            "serial means nothing for this medium; leave it out".to_owned(),
+        ),
+        (
+            "ram = \"1M\"\ntarget-lun = 1",
+            "target-lun means nothing for this medium; leave it out".to_owned(),
+        ),
+        (
+            &ISCSI.replace("192.0.2.9:3260", "nowhere"),
+            "portal \"nowhere\" is not usable; write an address and a port, like 192.0.2.9:3260"
+                .to_owned(),
+        ),
+    ] {
+        let error = with_lun0(words).unwrap_err();
+        assert!(error.ends_with(&format!("lun lun0: {problem}")), "{error}");
+    }
+    let twice = with_lun0(&format!("{ISCSI}\nsg = \"/dev/sg3\"")).unwrap_err();
+    assert!(twice.contains("medium is not clear"), "{twice}");
+    let shared = LAB.replacen("file = \"/tmp/lun0.img\"", ISCSI, 1).replacen(
+        "[director]",
+        "[director]\nshared-luns = true",
+        1,
+    );
+    let error = shared.parse::<LabConfig>().unwrap_err().to_string();
+    assert!(error.contains("do not go with shared-luns"), "{error}");
 }

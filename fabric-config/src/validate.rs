@@ -29,6 +29,8 @@ const MTU_DEFAULT: u16 = 1500;
 const SERIAL_BYTES_MAX: usize = 64;
 const DELAY_MS_MAX: u64 = 600_000;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// As open-iscsi and dm-multipath wait a while for a target that is away.
+const TIMEOUT_PASS_THROUGH_DEFAULT: Duration = Duration::from_secs(60);
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
 pub(crate) type Result<T> = std::result::Result<T, ConfigError>;
@@ -435,10 +437,23 @@ impl Validator<'_> {
             if let Some(ram) = &raw.ram {
                 self.require(&object, ram, !shared, || Problem::SharedRam)?;
             }
+            let medium = self.medium(&object, raw)?;
+            self.require(
+                &object,
+                &raw.name,
+                !(shared && medium.passes_through()),
+                || Problem::SharedPassThrough,
+            )?;
+            let timeout_default = if medium.passes_through() {
+                TIMEOUT_PASS_THROUGH_DEFAULT
+            } else {
+                TIMEOUT_DEFAULT
+            };
+            let timeout = self.timeout(&object, raw.timeout.as_ref())?;
             self.luns.push(LunConfig {
                 serial: raw.serial.as_ref().map_or(&name, Spanned::get_ref).clone(),
-                medium: self.medium(&object, raw)?,
-                timeout: self.timeout(&object, raw.timeout.as_ref())?,
+                medium,
+                timeout: timeout.unwrap_or(timeout_default),
                 name,
                 port,
                 block_bytes,
@@ -463,6 +478,9 @@ impl Validator<'_> {
                 .map(|bytes| MediumConfig::Ram { bytes }),
             self.size(object, raw.null.as_ref())?
                 .map(|bytes| MediumConfig::Null { bytes }),
+            self.iscsi(object, raw)?
+                .map(|iscsi| MediumConfig::Iscsi(Box::new(iscsi))),
+            raw.sg.clone().map(|path| MediumConfig::Sg { path }),
         ];
         let mut media = media.into_iter().flatten();
         let (Some(medium), None) = (media.next(), media.next()) else {
@@ -481,6 +499,9 @@ impl Validator<'_> {
             );
             self.require(object, direct, has_file, || Problem::DirectWithoutFile)?;
         }
+        if medium.passes_through() {
+            self.require_no_words_of_blocks(object, raw)?;
+        }
         Ok(medium)
     }
 
@@ -494,10 +515,8 @@ impl Validator<'_> {
         size.transpose()
     }
 
-    fn timeout(&self, object: &str, text: Option<&raw::Text>) -> Result<Duration> {
-        let Some(text) = text else {
-            return Ok(TIMEOUT_DEFAULT);
-        };
+    fn timeout(&self, object: &str, text: Option<&raw::Text>) -> Result<Option<Duration>> {
+        let Some(text) = text else { return Ok(None) };
         let problem = || Problem::Timeout {
             text: text.get_ref().clone(),
         };
@@ -506,6 +525,7 @@ impl Validator<'_> {
             text,
             parse_timeout(text.get_ref()).ok_or_else(problem),
         )
+        .map(Some)
     }
 
     fn backing_files(&self, object: &str, files: &[raw::Text]) -> Result<Vec<PathBuf>> {
