@@ -168,3 +168,27 @@ counters! {
         stale,
     }
 }
+
+counters! {
+    /// Of a vHBA's LUN that passes commands through.
+    ///
+    /// There are also `reachable`, 1 or 0, and `unreachable_ms`, how long the target is away by now.
+    PassThroughCounters {
+        /// Commands that the target answered.
+        answered,
+        /// Commands that are not passed on.
+        refused,
+        /// Commands that were lost with a connection and went again.
+        repeated,
+        /// Commands ended with ABORTED COMMAND, as they may have been executed.
+        unknown,
+        /// Commands that took too long at the target.
+        timed_out,
+        /// Commands ended with NOT READY, as the target was away for too long.
+        unreachable,
+        /// Commands that the target refused to carry.
+        failed,
+        /// Times that the target went away, or was tried in vain.
+        outages,
+    }
+}

@@ -355,8 +355,9 @@ impl Director {
             .values()
             .flat_map(EthernetPort::snapshot);
         ports
-            .chain(self.books.luns.values().map(|lun| lun.snapshot()))
+            .chain(self.books.luns.values().filter_map(|lun| lun.snapshot()))
             .chain(self.books.vhbas.values().map(Vhba::snapshot))
+            .chain(self.books.vhbas.values().flat_map(Vhba::lun_snapshots))
             .collect()
     }
 }

@@ -20,7 +20,8 @@
 //! **Memory is bounded by the windows** that the director offers: a host can have at most
 //! [`san::WINDOWS`] of commands and write data of one vHBA waiting here, and of a vNIC
 //! [`ethernet::WINDOWS`] of frames on a port with a rate and nothing at all on another. It does
-//! not know QEMU, virtqueues or profiles. `unsafe` is in `ethernet::sys` only.
+//! not know QEMU, virtqueues or profiles. `unsafe` is in `ethernet::sys` and
+//! `san::pass_through::sg::sys`.
 
 pub mod counters;
 mod credit;

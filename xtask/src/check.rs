@@ -64,6 +64,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "fabric-transport",
             "fabric-config",
             "scsi-target",
+            "iscsi-initiator",
         ],
     ),
     (

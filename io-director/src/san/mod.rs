@@ -1,4 +1,5 @@
-//! SAN module: vHBAs whose logical units are files, block devices, images or memory.
+//! SAN module: vHBAs whose logical units are files, block devices, images, memory, or units of
+//! others (`pass_through`).
 //!
 //! ```text
 //! link thread:   Vhba session ─ commands, write data ─> nexus queue
@@ -8,8 +9,9 @@
 //!
 //! Threads of its own for each (vHBA, LUN), one while the medium is fast and up to eight while it
 //! is slow: a LUN that takes seconds holds up its own commands and no other, and one that does
-//! not answer at all is answered for after its timeout. What a host can make wait here is bounded by [`WINDOWS`]: commands and write data keep
-//! their credit until the command has ended. So that one slow LUN cannot take all of a vHBA's
+//! not answer at all is answered for after its timeout. A unit of others has one thread, which waits
+//! for no command. What a host can make wait here is bounded by [`WINDOWS`]: commands and write data
+//! keep their credit until the command has ended. So that one slow LUN cannot take all of a vHBA's
 //! credit, each LUN of a vHBA with several gets a share and answers TASK SET FULL above it.
 //!
 //! A port with a rate, or a vHBA with a limit of operations, has its commands wait for their turn
@@ -21,6 +23,7 @@ mod backend;
 mod command_queue;
 mod nexus;
 mod observe;
+mod pass_through;
 mod port;
 mod reservation_file;
 mod system_clock;
@@ -35,6 +38,7 @@ use fabric_transport::control::Windows;
 
 pub use backend::BackendError;
 pub(crate) use observe::SanView;
+pub use pass_through::PassThroughError;
 pub use port::SanPort;
 pub use vhba::{ClientError, Lun, ReservationFileError, Vhba, VhbaError};
 pub use watch::LunWatch;

@@ -20,8 +20,11 @@
 //! thread is written off: another takes its place, up to [`THREADS_MAX`]. Until it is back the
 //! unit refuses every access (`backend::medium`), which is why the promise above holds for
 //! overdue commands too.
+//!
+//! **A unit of others** has one thread, which passes on as many commands as it is given and waits
+//! for none of them; what is late there is for `pass_through` to end.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -30,10 +33,11 @@ use scsi_target::{Completion, ItNexus, TaskAttribute};
 
 use super::backend::medium::Medium;
 use super::observe::NexusStatistics;
+use super::pass_through::PassThrough;
 use super::task_set::{self, Task, TaskKey, TaskSet};
 use super::vhba_session::{ManagementEnd, VhbaSession};
 
-type SessionTask = Task<Arc<VhbaSession>>;
+pub(super) type SessionTask = Task<Arc<VhbaSession>>;
 
 /// Commands of one nexus that run at a time, at most.
 pub(super) const EXECUTORS_MAX: usize = 8;
@@ -97,6 +101,8 @@ struct NexusState {
     idle: usize,
     /// Those that wait for the medium on behalf of nobody.
     overdue: usize,
+    /// [`Nexus::poke`] was called.
+    poked: bool,
     stopped: bool,
 }
 
@@ -106,6 +112,7 @@ struct Running {
     key: TaskKey,
     attribute: TaskAttribute,
     data_out_bytes: usize,
+    data_in_bytes: usize,
     session: Arc<VhbaSession>,
     fates: Vec<Fate>,
     /// When it got to the medium.
@@ -126,10 +133,44 @@ impl NexusState {
         running.any(|running| running.number == number && running.fates.is_empty())
     }
 
+    /// Has the task run that may begin next beside what runs; `since` is when it gets to the
+    /// medium, if it does at once.
+    fn pick(
+        &mut self,
+        beside: task_set::Running,
+        since: impl FnOnce() -> Option<Instant>,
+    ) -> Option<(u64, SessionTask)> {
+        let task = self.tasks.pick(beside)?;
+        self.number += 1;
+        self.running.push(Running {
+            number: self.number,
+            key: task.key,
+            attribute: task.attribute,
+            data_out_bytes: task.data_out_bytes,
+            data_in_bytes: task.data_in_bytes,
+            session: task.session.clone(),
+            fates: Vec::new(),
+            since: since(),
+            overdue: false,
+        });
+        Some((self.number, task))
+    }
+
     /// Threads that execute or send.
     fn busy(&self) -> usize {
         self.alive.saturating_sub(self.idle + self.overdue)
     }
+}
+
+/// What the thread of a unit of others has to do.
+#[derive(Debug)]
+pub(super) enum Wake {
+    /// Begin this.
+    Task(SessionTask),
+    /// Look what happened.
+    Poked,
+    /// End.
+    Stopped,
 }
 
 /// The queue of one (vHBA, LUN).
@@ -144,6 +185,8 @@ pub(super) struct Nexus {
     delay: Duration,
     /// What commands may wait for.
     medium: Option<Arc<Medium>>,
+    /// Where they go, if it is a unit of others.
+    pass_through: OnceLock<Arc<PassThrough>>,
     me: Weak<Self>,
     statistics: Arc<NexusStatistics>,
 }
@@ -167,8 +210,18 @@ impl Nexus {
             share,
             delay,
             medium,
+            pass_through: OnceLock::new(),
             me: me.clone(),
         })
+    }
+
+    /// Has all commands go to a unit of others; once, before [`Self::start`].
+    pub(super) fn pass_to(&self, pass_through: Arc<PassThrough>) {
+        drop(self.pass_through.set(pass_through));
+    }
+
+    pub(super) fn pass_through(&self) -> Option<&Arc<PassThrough>> {
+        self.pass_through.get()
     }
 
     /// Starts the first thread.
@@ -260,9 +313,11 @@ impl Nexus {
         fate: &Fate,
     ) -> Vec<SessionTask> {
         let mut state = self.lock();
+        let mut marked = Vec::new();
         for running in &mut state.running {
             if !running.overdue && wanted(running.key) {
                 running.fates.push(fate.clone());
+                marked.push(running.key);
             }
         }
         let removed = state.tasks.remove(wanted);
@@ -271,6 +326,11 @@ impl Nexus {
         self.changed.notify_all();
         for task in &removed {
             task.session.withdraw(task.key);
+        }
+        if let Some(pass_through) = self.pass_through()
+            && !marked.is_empty()
+        {
+            pass_through.take(&marked);
         }
         removed
     }
@@ -360,28 +420,68 @@ impl Nexus {
             state.idle -= 1;
             let mut beside = task_set::Running::default();
             state.running().for_each(|each| beside.add(each.attribute));
-            if has_room && let Some(task) = state.tasks.pick(beside) {
-                state.number += 1;
-                let number = state.number;
-                state.running.push(Running {
-                    number,
-                    key: task.key,
-                    attribute: task.attribute,
-                    data_out_bytes: task.data_out_bytes,
-                    session: task.session.clone(),
-                    fates: Vec::new(),
-                    since: self.delay.is_zero().then(Instant::now),
-                    overdue: false,
-                });
+            let since = || self.delay.is_zero().then(Instant::now);
+            if has_room && let Some(picked) = state.pick(beside, since) {
                 // Whoever was woken for this one is needed for the next.
                 self.wake(state);
-                return Some((number, task));
+                return Some(picked);
             }
             state.idle += 1;
             let waited = self.changed.wait(state);
             state = waited.unwrap_or_else(PoisonError::into_inner);
             state.idle -= 1;
         }
+    }
+
+    /// Something happened at the unit of others.
+    pub(super) fn poke(&self) {
+        self.lock().poked = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until there is something to do at the unit of others, or `deadline`. As long as the
+    /// tasks that run want more data than a share, no other begins.
+    pub(super) fn wait_for_task(&self, deadline: Option<Instant>) -> Wake {
+        let mut state = self.lock();
+        loop {
+            if state.stopped {
+                state.alive = state.alive.saturating_sub(1);
+                return Wake::Stopped;
+            }
+            if std::mem::take(&mut state.poked) {
+                return Wake::Poked;
+            }
+            let data_in_bytes: usize = state.running.iter().map(|task| task.data_in_bytes).sum();
+            // ORDERED and HEAD OF QUEUE keep their place in `pass_through::flights`.
+            if data_in_bytes < self.share.data_out_bytes_max
+                && let Some((_, task)) = state.pick(task_set::Running::default(), || None)
+            {
+                return Wake::Task(task);
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Wake::Poked;
+            }
+            state.idle += 1;
+            state = match left {
+                None => {
+                    let waited = self.changed.wait(state);
+                    waited.unwrap_or_else(PoisonError::into_inner)
+                }
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+            state.idle -= 1;
+        }
+    }
+
+    /// Whether a task that runs was taken away.
+    pub(super) fn is_taken(&self, key: TaskKey) -> bool {
+        let state = self.lock();
+        let mut running = state.running();
+        running.any(|running| running.key == key && !running.fates.is_empty())
     }
 
     /// Waits out the configured delay, unless the task is taken away; whether it still counts.
@@ -409,12 +509,9 @@ impl Nexus {
     }
 
     /// Takes a task from those that run; `None` if it was answered in the meantime.
-    fn ended(&self, number: u64) -> Option<Running> {
+    fn ended(&self, is_it: impl Fn(&Running) -> bool) -> Option<Running> {
         let mut state = self.lock();
-        let at = state
-            .running
-            .iter()
-            .position(|running| running.number == number)?;
+        let at = state.running.iter().position(is_it)?;
         let running = state.running.swap_remove(at);
         if running.overdue {
             state.overdue = state.overdue.saturating_sub(1);
@@ -458,7 +555,17 @@ impl Nexus {
         }
     }
 
+    /// A task of a unit of others is over: `answer` answers it, unless it was taken away.
+    pub(super) fn conclude(&self, task: &SessionTask, answer: impl FnOnce()) {
+        if let Some(running) = self.ended(|running| running.key == task.key) {
+            settle(running, answer);
+        }
+    }
+
     fn run(&self) {
+        if let Some(pass_through) = self.pass_through() {
+            return pass_through.run(self, &self.it_nexus);
+        }
         let mut data_in = Vec::new();
         while let Some((number, task)) = self.next() {
             let completion = (self.delay.is_zero() || self.pause(number))
@@ -468,23 +575,37 @@ impl Nexus {
             {
                 self.preempt(number, &task, &completion.preempted_ports);
             }
-            let Some(running) = self.ended(number) else {
+            let Some(running) = self.ended(|running| running.number == number) else {
                 continue;
             };
-            // The first that took it away decides; the others only wait for its end.
-            match (running.fates.first(), completion) {
-                (Some(Fate::Lost), _) => task.session.lost(task.key.tag),
-                (Some(Fate::Ended(response, _)), _) => task.session.end(task.key.tag, *response),
-                (Some(Fate::Preempted(_)), _) => {
-                    task.session.end(task.key.tag, ServiceResponse::Aborted);
+            settle(running, || match completion {
+                Some(completion) => {
+                    let (status, sense) = (completion.status.code(), completion.sense_bytes());
+                    task.session.complete(&task, status, &sense, &data_in);
                 }
-                (None, Some(completion)) => task.session.complete(&task, &completion, &data_in),
                 // Stopped: the session ends too, which tells the host.
-                (None, None) => task.session.lost(task.key.tag),
-            }
-            finish(running.fates);
+                None => task.session.lost(task.key.tag),
+            });
         }
     }
+}
+
+/// Answers a task that ran by `answer`, unless it was taken away: the first that did decides, the
+/// others only wait for its end.
+fn settle(running: Running, answer: impl FnOnce()) {
+    let Running {
+        key,
+        session,
+        fates,
+        ..
+    } = running;
+    match fates.first() {
+        Some(Fate::Lost) => session.lost(key.tag),
+        Some(Fate::Ended(response, _)) => session.end(key.tag, *response),
+        Some(Fate::Preempted(_)) => session.end(key.tag, ServiceResponse::Aborted),
+        None => answer(),
+    }
+    finish(fates);
 }
 
 /// Those who wanted a task gone need not wait for it any more.
@@ -498,7 +619,7 @@ fn finish(fates: Vec<Fate>) {
     }
 }
 
-fn execute(it_nexus: &ItNexus, task: &SessionTask, data_in: &mut Vec<u8>) -> Completion {
+pub(super) fn execute(it_nexus: &ItNexus, task: &SessionTask, data_in: &mut Vec<u8>) -> Completion {
     let max = task.data_in_bytes;
     it_nexus.execute(
         task.lun,

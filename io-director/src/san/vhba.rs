@@ -23,6 +23,7 @@ use super::backend::{self, BackendError};
 use super::command_queue::Charged;
 use super::nexus::{Nexus, Share};
 use super::observe::{Highest, InFlight, NexusStatistics, Tap};
+use super::pass_through::{PassThrough, PassThroughError, PassThroughUnit, StandIn};
 use super::port::{HeldCommand, SanPort, SanPortShared};
 use super::reservation_file::ReservationFile;
 use super::system_clock::SystemClock;
@@ -37,6 +38,9 @@ pub enum VhbaError {
     /// What it keeps its blocks on.
     #[error(transparent)]
     Medium(#[from] BackendError),
+    /// A unit of others.
+    #[error(transparent)]
+    PassThrough(#[from] PassThroughError),
     /// The serial number.
     #[error("serial number is not usable; choose another")]
     Identity(#[from] IdentityError),
@@ -108,9 +112,11 @@ fn reservations_beside(medium: &MediumConfig) -> Option<&Path> {
                 .is_ok_and(|metadata| metadata.file_type().is_block_device());
             (!is_device).then_some(path)
         }
-        MediumConfig::BlockDevice { .. } | MediumConfig::Ram { .. } | MediumConfig::Null { .. } => {
-            None
-        }
+        MediumConfig::BlockDevice { .. }
+        | MediumConfig::Ram { .. }
+        | MediumConfig::Null { .. }
+        | MediumConfig::Iscsi(_)
+        | MediumConfig::Sg { .. } => None,
     }
 }
 
@@ -118,7 +124,10 @@ fn reservations_beside(medium: &MediumConfig) -> Option<&Path> {
 #[derive(Debug)]
 pub struct Lun {
     unit: Arc<LogicalUnit>,
-    medium: Arc<Medium>,
+    /// `None`: it is a unit of others.
+    medium: Option<Arc<Medium>>,
+    /// Where its commands go, if not to `unit`.
+    pass_through: Option<PassThroughUnit>,
     /// Only of a writable file: nothing beside a read-only one need be writable.
     reservations: Option<Arc<ReservationFile>>,
     /// Sessions that use it, if it is locked only for these; else `None`.
@@ -146,14 +155,20 @@ impl Lun {
     /// # Errors
     /// [`VhbaError`].
     pub fn open(config: &LunConfig, director: &DirectorConfig) -> Result<Self, VhbaError> {
+        let pass_through = PassThroughUnit::open(config)?;
         let backend = backend::open(config, &director.backing_files)?;
-        let medium = Arc::new(Medium::new(&config.name, backend));
-        if !director.shared_luns {
+        let medium = backend.map(|backend| Arc::new(Medium::new(&config.name, backend)));
+        if let Some(medium) = &medium
+            && !director.shared_luns
+        {
             medium.claim()?;
         }
+        let device: Arc<dyn BlockDevice> = match &medium {
+            Some(medium) => medium.clone(),
+            None => Arc::new(StandIn),
+        };
         let identity = Identity::from_serial(&config.serial)?.with_read_only(config.read_only);
-        let mut unit =
-            LogicalUnit::new(identity, medium.clone())?.with_clock(Arc::new(SystemClock));
+        let mut unit = LogicalUnit::new(identity, device)?.with_clock(Arc::new(SystemClock));
         let mut reservations = None;
         if let Some(path) = reservations_beside(&config.medium)
             && !config.read_only
@@ -165,8 +180,9 @@ impl Lun {
         let lun = Self {
             unit: Arc::new(unit),
             medium,
+            pass_through,
             reservations,
-            users: director.shared_luns.then(Mutex::default),
+            users: (director.shared_luns && !config.medium.passes_through()).then(Mutex::default),
             delay: config.delay,
             timeout: config.timeout,
             in_flight: Arc::default(),
@@ -194,27 +210,50 @@ impl Lun {
 
     /// What may be done with it now.
     pub(super) fn state(&self) -> StorageState {
-        if self.medium.is_unreachable() {
+        let Some(medium) = &self.medium else {
+            return self.state_elsewhere();
+        };
+        if medium.is_unreachable() {
             StorageState::Unreachable
-        } else if !self.medium.is_claimed() {
+        } else if !medium.is_claimed() {
             StorageState::Standby
-        } else if self.medium.has_lost_writes() {
+        } else if medium.has_lost_writes() {
             StorageState::Failed
-        } else if self.medium.read_only() {
+        } else if medium.read_only() {
             StorageState::ReadOnly
         } else {
             StorageState::Ready
         }
     }
 
-    pub(super) fn bytes(&self) -> u64 {
-        self.unit.block_count() * u64::from(self.medium.block_bytes())
+    /// Of a unit of others: unreachable if one of those that see it does not reach it.
+    fn state_elsewhere(&self) -> StorageState {
+        let away = |nexus: &Arc<Nexus>| nexus.pass_through().is_some_and(|unit| unit.is_away());
+        let read_only = self
+            .pass_through
+            .as_ref()
+            .is_some_and(|unit| unit.read_only());
+        if self.nexuses().iter().any(away) {
+            StorageState::Unreachable
+        } else if read_only {
+            StorageState::ReadOnly
+        } else {
+            StorageState::Ready
+        }
     }
 
-    /// Its counters and state.
+    /// 0 of a unit of others, which only who asks the target knows.
+    pub(super) fn bytes(&self) -> u64 {
+        let medium = self.medium.as_ref();
+        medium.map_or(0, |medium| {
+            self.unit.block_count() * u64::from(medium.block_bytes())
+        })
+    }
+
+    /// Its counters and state; those of a unit of others are [`Vhba::lun_snapshots`].
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        self.medium.snapshot()
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        self.medium.as_ref().map(|medium| medium.snapshot())
     }
 
     /// Answers the commands that have been at the medium too long.
@@ -227,7 +266,8 @@ impl Lun {
 
     /// Looks whether the size changed, and tells everybody. May block.
     pub(super) fn measure(&self) {
-        if !self.medium.measure() {
+        let changed = self.medium.as_ref().is_some_and(|medium| medium.measure());
+        if !changed {
             return;
         }
         self.unit.capacity_changed();
@@ -251,11 +291,11 @@ impl Lun {
     /// # Errors
     /// Another director has it, or what it reserved there cannot be read.
     fn claim(&self) -> Result<(), ClientError> {
-        let Some(users) = &self.users else {
+        let (Some(users), Some(medium)) = (&self.users, &self.medium) else {
             return Ok(());
         };
         let mut users = users.lock().unwrap_or_else(PoisonError::into_inner);
-        self.medium.claim()?;
+        medium.claim()?;
         if *users == 0
             && let Err(error) = self.load_reservations()
         {
@@ -291,7 +331,9 @@ impl Lun {
         if let Some(store) = &self.reservations {
             store.give_up();
         }
-        self.medium.give_up();
+        if let Some(medium) = &self.medium {
+            medium.give_up();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Mapping>> {
@@ -391,7 +433,7 @@ impl Vhba {
                 .attach(address, lun.unit.clone())
                 .map_err(|_in_use| number)?;
             let thread = format!("{}:{}", mapping.lun, config.name);
-            let medium = Some(lun.medium.clone());
+            let medium = lun.medium.clone();
             let statistics = NexusStatistics::new(Some(lun.in_flight.clone()));
             let nexus = Nexus::new(
                 thread,
@@ -401,9 +443,20 @@ impl Vhba {
                 medium,
                 statistics,
             );
+            if let Some(unit) = &lun.pass_through {
+                let object = format!("lun {} of vhba {}", mapping.name, config.name);
+                let port = (config.id.0, mapping.lun);
+                nexus.pass_to(PassThrough::start(object, unit, (&lun, &nexus), port)?);
+            }
             mapped.insert(mapping.lun, MappedLun { nexus, lun });
         }
         report_luns(&it_nexus);
+        for (number, mapped) in &mapped {
+            if let (Some(_), Some(lun)) = (&mapped.lun.pass_through, scsi_target::Lun::new(*number))
+            {
+                PassThrough::power_on_is_told(&it_nexus, lun);
+            }
+        }
         let name = config.name.clone();
         let shared = Arc::new(VhbaShared {
             no_lun: Nexus::new(
@@ -480,6 +533,13 @@ impl Vhba {
 
     pub(super) fn shared(&self) -> Arc<VhbaShared> {
         self.shared.clone()
+    }
+
+    /// The counters of its LUNs that are units of others.
+    pub fn lun_snapshots(&self) -> impl Iterator<Item = Snapshot> {
+        let nexuses = self.shared.all_nexuses();
+        let others = nexuses.filter_map(|nexus| nexus.pass_through());
+        others.map(|pass_through| pass_through.snapshot())
     }
 
     /// Its counters.

@@ -8,6 +8,7 @@
 //! host use its tag again without old data being taken for new.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use fabric_payload::scsi::{
@@ -17,8 +18,8 @@ use fabric_payload::scsi::{
 use fabric_transport::frame::blocks;
 use fabric_transport::{FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused, VirtualLane};
 use scsi_target::{
-    AdditionalSense, Completion, Lun, MediumError, MediumErrorKind, Sense, SenseFormat,
-    TaskAttribute, TaskManagementFunction, TaskManagementResponse, UnitAttention,
+    AdditionalSense, Lun, MediumError, MediumErrorKind, Sense, SenseFormat, TaskAttribute,
+    TaskManagementFunction, TaskManagementResponse, UnitAttention,
 };
 
 use super::nexus::{Fate, Nexus};
@@ -121,15 +122,26 @@ pub(super) struct ManagementEnd {
     tag: Tag,
     observed: ObservedManagement,
     response: TaskResponse,
+    rejected: AtomicBool,
     held: Held,
 }
 
 impl ManagementEnd {
+    /// The function was not carried out where it had to be.
+    pub(super) fn reject(&self) {
+        self.rejected.store(true, Ordering::SeqCst);
+    }
+
     /// One holder less; the last one sends the response.
     pub(super) fn finish(end: Arc<Self>) {
         if let Some(end) = Arc::into_inner(end) {
+            let response = if end.rejected.into_inner() {
+                TaskResponse::Rejected
+            } else {
+                end.response
+            };
             let (tag, observed) = (end.tag, &end.observed);
-            end.session.respond(tag, observed, end.response, end.held);
+            end.session.respond(tag, observed, response, end.held);
         }
     }
 }
@@ -232,18 +244,24 @@ impl VhbaSession {
     }
 
     /// Sends the result of a command; waits for credit.
-    pub(super) fn complete(&self, task: &Task<Arc<Self>>, completion: &Completion, data_in: &[u8]) {
+    pub(super) fn complete(
+        &self,
+        task: &Task<Arc<Self>>,
+        status: u8,
+        sense: &[u8],
+        data_in: &[u8],
+    ) {
         let tag = task.key.tag;
         let counters = &self.vhba.counters;
         counters.commands.add(1);
-        counters.data_out_bytes.add_bytes(task.data_out.len());
-        let sense = completion.sense_bytes();
-        let status = Status {
+        // All of it was here, or it would not have been executed.
+        counters.data_out_bytes.add_bytes(task.data_out_bytes);
+        let answer = Status {
             tag,
             response: ServiceResponse::TaskComplete,
-            status: completion.status.code(),
+            status,
             data_in_bytes: u32::try_from(data_in.len()).unwrap_or(u32::MAX),
-            sense: sense.get(..SENSE_BYTES_MAX).unwrap_or(&sense),
+            sense: sense.get(..SENSE_BYTES_MAX).unwrap_or(sense),
         };
         let mut frames = Vec::with_capacity(2);
         let mut offset = 0;
@@ -261,18 +279,19 @@ impl VhbaSession {
         let open = self.lock().open.remove(&tag);
         let (held, observed) = open.map(|open| (open.held, open.observed)).unzip();
         if let Some(observed) = &observed {
-            observed.answering(&status, data_in);
+            observed.answering(&answer, data_in);
         }
         frames.push((
             VirtualLane::StorageData,
-            encode(&InformationUnit::Status(status)),
+            encode(&InformationUnit::Status(answer)),
         ));
         // Before the host can know of them: who has its answer finds them counted.
         counters.data_in_bytes.add_bytes(data_in.len());
         if self.send_all(&mut frames) {
             self.release(held.unwrap_or_default());
             if let Some(observed) = observed {
-                observed.answered(completion, data_in.len(), task.data_out.len());
+                let moved = (data_in.len(), task.data_out_bytes);
+                observed.answered(status, sense, moved);
             }
         }
     }
@@ -596,6 +615,7 @@ impl VhbaSession {
             tag,
             observed,
             response,
+            rejected: AtomicBool::new(false),
             held,
         });
         let fate = Fate::Ended(ended, end);
@@ -610,6 +630,11 @@ impl VhbaSession {
             }
         }
         if let Fate::Ended(_, end) = fate {
+            if function == TaskFunction::LogicalUnitReset
+                && let Some(pass_through) = mapped.and_then(|mapped| mapped.nexus.pass_through())
+            {
+                pass_through.reset(end.clone());
+            }
             ManagementEnd::finish(end);
         }
         Receipt::Held

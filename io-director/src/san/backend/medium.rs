@@ -274,7 +274,7 @@ mod tests {
             delay: std::time::Duration::ZERO,
             timeout: std::time::Duration::from_secs(30),
         };
-        Medium::new("lun0", super::super::open(&config, &[]).unwrap())
+        Medium::new("lun0", super::super::open(&config, &[]).unwrap().unwrap())
     }
 
     #[test]

@@ -188,14 +188,14 @@ pub(super) trait Backend: BlockDevice + std::fmt::Debug {
     }
 }
 
-/// Opens the medium of `config`, without locking it.
+/// Opens the medium of `config`, without locking it; `None` if it is a unit of others.
 ///
 /// # Errors
 /// [`BackendError`].
 pub(super) fn open(
     config: &LunConfig,
     backing_files: &[PathBuf],
-) -> Result<Box<dyn Backend>, BackendError> {
+) -> Result<Option<Box<dyn Backend>>, BackendError> {
     let (block_bytes, read_only) = (config.block_bytes, config.read_only);
     let backend: Box<dyn Backend> = match &config.medium {
         MediumConfig::File { path, direct } if !is_block_device(path) => {
@@ -211,10 +211,11 @@ pub(super) fn open(
         }
         MediumConfig::Ram { bytes } => Box::new(RamDisk::new(*bytes, block_bytes, read_only)),
         MediumConfig::Null { bytes } => Box::new(NullDevice::new(*bytes, block_bytes, read_only)),
+        MediumConfig::Iscsi(_) | MediumConfig::Sg { .. } => return Ok(None),
     };
     #[cfg(test)]
     let backend = faulty::wrap(&config.medium, backend);
-    Ok(backend)
+    Ok(Some(backend))
 }
 
 fn is_block_device(path: &Path) -> bool {

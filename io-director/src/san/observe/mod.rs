@@ -24,7 +24,6 @@ use std::time::Instant;
 use fabric_payload::scsi::{
     Command, DATA_BYTES_MAX, Data, LunBytes, ServiceResponse, Status, TaskFunction, TaskResponse,
 };
-use scsi_target::Completion;
 
 use capture::{CaptureBuffer, Exchange};
 use statistics::Kind;
@@ -75,13 +74,17 @@ impl Observed {
         exchange.status(status);
     }
 
-    /// It was executed and its status is sent.
-    pub(super) fn answered(mut self, completion: &Completion, data_in: usize, data_out: usize) {
+    /// It was executed and its status is sent, after this many bytes of data-in and data-out.
+    pub(super) fn answered(
+        mut self,
+        status: u8,
+        sense: &[u8],
+        (data_in, data_out): (usize, usize),
+    ) {
         self.ended = true;
         let took = self.since.elapsed();
-        let sense_key = completion.sense.map(|sense| sense.key);
         self.statistics
-            .answered(self.kind, took, completion.status, sense_key);
+            .answered(self.kind, took, status, sense_key(sense));
         self.statistics.moved(data_in, data_out);
     }
 
@@ -90,6 +93,7 @@ impl Observed {
         self.ended = true;
         if response == ServiceResponse::TaskComplete {
             let took = self.since.elapsed();
+            let status = status.code();
             self.statistics.answered(self.kind, took, status, None);
         } else {
             self.statistics.aborted();
@@ -106,6 +110,16 @@ impl Drop for Observed {
     fn drop(&mut self) {
         self.statistics.end(self.ended);
     }
+}
+
+/// The sense key of sense data in either format (SPC-4 sections 4.5.2 and 4.5.3), if it is there.
+fn sense_key(sense: &[u8]) -> Option<u8> {
+    let key = match sense.first()? & 0x7f {
+        0x70 | 0x71 => sense.get(2)?,
+        0x72 | 0x73 => sense.get(1)?,
+        _ => return None,
+    };
+    Some(key & 0xf)
 }
 
 /// A task management function from its arrival to its response.
@@ -136,6 +150,25 @@ impl ObservedManagement {
     pub(super) fn answering(&self, response: TaskResponse) {
         if let Some((buffer, exchange)) = &self.captured {
             buffer.managed(self.function, *exchange, response);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scsi_target::{AdditionalSense, Sense, SenseFormat, SenseKey};
+
+    #[test]
+    fn sense_key_is_found_in_both_formats_and_in_no_others() {
+        let sense = Sense::new(SenseKey::IllegalRequest, AdditionalSense::WRITE_PROTECTED);
+        for format in [SenseFormat::Fixed, SenseFormat::Descriptor] {
+            assert_eq!(sense_key(&sense.encode(format)), Some(5));
+        }
+        // VALID, deferred, and FILEMARK to ILI beside the key.
+        assert_eq!(sense_key(&[0xf1, 0, 0xe3]), Some(3));
+        for none in [&[][..], &[0x70, 0], &[0x72], &[0x7f, 5, 5], &[0, 5, 5]] {
+            assert_eq!(sense_key(none), None, "{none:?}");
         }
     }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use fabric_payload::scsi::TaskFunction;
 use histogram::{AtomicHistogram, Config, Histogram};
 use qos_monitor::storage::{CommandCounts, Latency, LatencyBucket};
-use scsi_target::{SenseKey, Status};
 
 use crate::counters::Counter;
 
@@ -39,6 +38,9 @@ const SENSE_KEYS: [&str; 16] = [
     "miscompare",
     "completed",
 ];
+/// Status bytes of commands without an error (SAM-5 section 5.3.1).
+const GOOD: u8 = 0x00;
+const CONDITION_MET: u8 = 0x04;
 const FUNCTIONS: [(TaskFunction, &str); 7] = [
     (TaskFunction::AbortTask, "abort-task"),
     (TaskFunction::AbortTaskSet, "abort-task-set"),
@@ -165,13 +167,7 @@ impl NexusStatistics {
         }
     }
 
-    pub(super) fn answered(
-        &self,
-        kind: Kind,
-        took: Duration,
-        status: Status,
-        sense_key: Option<SenseKey>,
-    ) {
+    pub(super) fn answered(&self, kind: Kind, took: Duration, status: u8, sense_key: Option<u8>) {
         let histogram = match kind {
             Kind::Read => &self.reads,
             Kind::Write => &self.writes,
@@ -181,9 +177,10 @@ impl NexusStatistics {
         // Every time up to the longest has a bucket.
         drop(histogram.increment(nanos.min(LONGEST_NANOS)));
         match (status, sense_key) {
-            (Status::Good, _) => {}
+            // CONDITION MET ends PRE-FETCH of a unit of others.
+            (GOOD | CONDITION_MET, _) => {}
             (_, Some(key)) => {
-                if let Some(count) = self.errors.get(usize::from(key.code())) {
+                if let Some(count) = self.errors.get(usize::from(key)) {
                     count.add(1);
                 }
             }
@@ -285,6 +282,7 @@ fn latency<'a>(histograms: impl Iterator<Item = &'a AtomicHistogram>) -> Latency
 mod tests {
     use super::*;
     use nix::time::{ClockId, clock_gettime};
+    use scsi_target::{SenseKey, Status};
     use std::time::Instant;
 
     fn nexus() -> (Arc<NexusStatistics>, Arc<InFlight>) {
@@ -298,22 +296,27 @@ mod tests {
         let other = NexusStatistics::new(Some(in_flight.clone()));
         for nanos in [1000, 1000, 1000, 70_000] {
             one.begin();
-            one.answered(Kind::Read, Duration::from_nanos(nanos), Status::Good, None);
+            one.answered(Kind::Read, Duration::from_nanos(nanos), GOOD, None);
             one.moved(512, 0);
             one.end(true);
         }
         other.begin();
         other.begin();
-        let key = Some(SenseKey::IllegalRequest);
+        let key = Some(SenseKey::IllegalRequest.code());
         other.answered(
             Kind::Read,
             Duration::from_secs(1_000_000),
-            Status::CheckCondition,
+            Status::CheckCondition.code(),
             key,
         );
         other.end(true);
         other.end(false);
-        other.answered(Kind::Write, Duration::ZERO, Status::TaskSetFull, None);
+        other.answered(
+            Kind::Write,
+            Duration::ZERO,
+            Status::TaskSetFull.code(),
+            None,
+        );
         other.manage(TaskFunction::QueryTask);
         other.begin();
         let counts = total([&*one, &*other].into_iter());
@@ -359,7 +362,7 @@ mod tests {
         for at in 0..RECORDS {
             nexus.begin();
             let took = Duration::from_nanos(u64::from(at) * 77 % 10_000_000);
-            nexus.answered(Kind::Read, took, Status::Good, None);
+            nexus.answered(Kind::Read, took, GOOD, None);
             nexus.moved(4096, 0);
             nexus.end(true);
         }
