@@ -2,10 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -15,129 +13,31 @@ use iscsi_initiator::{
     MutualChap, Notice, Offer, Options, Outcome, Residual, SessionError, State, Target,
     TaskAttribute, TaskFunction, TaskFunctionOutcome, Transfer, discover, lun_field,
 };
+use orimono_tests::tgt::{DISK_BYTES, TARGET, Tgt};
 
-const TARGET: &str = "iqn.2026-01.org.orimono:disk1";
 const INITIATOR: &str = "iqn.2026-01.org.orimono:test";
-const DISK_BYTES: u64 = 64 << 20;
 const BLOCK_BYTES: usize = 512;
 /// How long anything may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `tgtd` with one target and one file as its LUN 1.
-struct Tgt {
-    child: Child,
-    port: u16,
-    folder: tempfile::TempDir,
-}
-
-impl Tgt {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = File::create(folder.path().join("disk")).unwrap();
-        disk.set_len(DISK_BYTES).unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
-        let port = free.unwrap().port();
-        let mut tgt = Self {
-            child: Self::spawn(port, folder.path()),
-            port,
-            folder,
-        };
-        tgt.set_up();
-        tgt
-    }
-
-    fn spawn(port: u16, folder: &Path) -> Child {
-        let mut process = Self::process("tgtd", folder);
-        process.args(["-f", "--iscsi"]);
-        process.arg(format!("portal=127.0.0.1:{port}"));
-        process.stdout(Stdio::null()).stderr(Stdio::null());
-        // Without it: cargo xtask setup.
-        process.spawn().unwrap()
-    }
-
-    /// A program of `tgt`, with the control socket in our folder.
-    fn process(program: &str, folder: &Path) -> Process {
-        let mut process = Process::new(program);
-        process.env("TGT_IPC_SOCKET", folder.join("control"));
-        process.args(["-C", "1"]);
-        process
-    }
-
-    fn set_up(&mut self) {
-        let start = Instant::now();
-        // It is ready when it answers.
-        while !self.try_admin("--mode sys --op show") {
-            assert!(self.child.try_wait().unwrap().is_none(), "tgtd ended");
-            assert!(start.elapsed() < PATIENCE, "tgtd does not answer");
-        }
-        self.admin(&format!(
-            "--mode target --op new --tid 1 --targetname {TARGET}"
-        ));
-        let disk = self.disk();
-        let disk = disk.to_str().unwrap();
-        self.admin(&format!(
-            "--mode logicalunit --op new --tid 1 --lun 1 --backing-store {disk}"
-        ));
-        self.admin("--mode target --op bind --tid 1 --initiator-address ALL");
-    }
-
-    fn try_admin(&self, arguments: &str) -> bool {
-        let mut process = Self::process("tgtadm", self.folder.path());
-        process.args(["--lld", "iscsi"]);
-        process.args(arguments.split(' '));
-        process.output().unwrap().status.success()
-    }
-
-    fn admin(&self, arguments: &str) {
-        assert!(self.try_admin(arguments), "tgtadm {arguments}");
-    }
-
-    /// As an operator's `kill -9`.
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        self.child = Self::spawn(self.port, self.folder.path());
-        self.set_up();
-    }
-
-    fn disk(&self) -> PathBuf {
-        self.folder.path().join("disk")
-    }
-
-    fn portal(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
-    }
-
-    fn target(&self, credentials: Credentials) -> Target {
-        Target {
-            portal: self.portal(),
-            name: TARGET.parse().unwrap(),
-            initiator: INITIATOR.parse().unwrap(),
-            credentials,
-        }
-    }
-
-    fn connect(&self, credentials: Credentials, offer: Offer) -> Result<Initiator, String> {
-        let options = Options {
-            offer,
-            ..Options::default()
-        };
-        Initiator::connect(self.target(credentials), options, |_| {}).map_err(|error| {
-            let source = std::error::Error::source(&*error).map(ToString::to_string);
-            source.unwrap_or_default()
-        })
+fn target(tgt: &Tgt, credentials: Credentials) -> Target {
+    Target {
+        portal: tgt.portal(),
+        name: TARGET.parse().unwrap(),
+        initiator: INITIATOR.parse().unwrap(),
+        credentials,
     }
 }
 
-impl Drop for Tgt {
-    fn drop(&mut self) {
-        // The test may have killed it before.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
+fn connect(tgt: &Tgt, credentials: Credentials, offer: Offer) -> Result<Initiator, String> {
+    let options = Options {
+        offer,
+        ..Options::default()
+    };
+    Initiator::connect(target(tgt, credentials), options, |_| {}).map_err(|error| {
+        let source = std::error::Error::source(&*error).map(ToString::to_string);
+        source.unwrap_or_default()
+    })
 }
 
 fn command(cdb: &[u8], transfer: Transfer) -> Command {
@@ -214,7 +114,7 @@ fn chap(name: &str, secret: &str) -> ChapCredential {
 
 #[test]
 fn a_target_by_others_is_found_and_named() {
-    let tgt = Tgt::new();
+    let tgt = Tgt::new().unwrap();
     let initiator = INITIATOR.parse().unwrap();
     let options = Options::default();
     let targets = discover(tgt.portal(), &initiator, &Credentials::None, &options).unwrap();
@@ -222,12 +122,12 @@ fn a_target_by_others_is_found_and_named() {
         panic!("{targets:?}")
     };
     assert_eq!(found.name, TARGET);
-    assert_eq!(found.addresses, [format!("127.0.0.1:{},1", tgt.port)]);
+    assert_eq!(found.addresses, [format!("{},1", tgt.portal())]);
 }
 
 #[test]
 fn commands_are_answered_and_data_are_those_of_the_file() {
-    let tgt = Tgt::new();
+    let tgt = Tgt::new().unwrap();
     let disk = File::open(tgt.disk()).unwrap();
     let mut seed = 0;
     for digest in [DigestPolicy::Never, DigestPolicy::Required] {
@@ -241,7 +141,8 @@ fn commands_are_answered_and_data_are_those_of_the_file() {
             ("InitialR2T", initial_r2t),
         ] {
             let update = "--mode target --op update --tid 1";
-            tgt.admin(&format!("{update} --name {key} --value {value}"));
+            tgt.admin(&format!("{update} --name {key} --value {value}"))
+                .unwrap();
         }
         for (initial_r2t, immediate_data) in [(false, true), (true, true), (false, false)] {
             let offer = Offer {
@@ -251,7 +152,7 @@ fn commands_are_answered_and_data_are_those_of_the_file() {
                 immediate_data,
                 ..Offer::default()
             };
-            let initiator = tgt.connect(Credentials::None, offer).unwrap();
+            let initiator = connect(&tgt, Credentials::None, offer).unwrap();
             let State::Up(parameters) = initiator.state() else {
                 panic!("{:?}", initiator.state())
             };
@@ -294,8 +195,8 @@ fn commands_are_answered_and_data_are_those_of_the_file() {
 fn many_commands_are_in_flight_at_once() {
     const DEPTH: usize = 32;
     const BYTES: usize = 64 * 1024;
-    let tgt = Tgt::new();
-    let initiator = tgt.connect(Credentials::None, Offer::default()).unwrap();
+    let tgt = Tgt::new().unwrap();
+    let initiator = connect(&tgt, Credentials::None, Offer::default()).unwrap();
     good(&initiator, &read(0, 4096));
     for round in 0..8u64 {
         let (done, answers) = mpsc::channel();
@@ -338,8 +239,8 @@ fn a_callback_may_submit_and_drop_the_initiator() {
         };
         initiator.submit(read(left * 4096, 4096), tell).unwrap();
     }
-    let tgt = Tgt::new();
-    let initiator = tgt.connect(Credentials::None, Offer::default()).unwrap();
+    let tgt = Tgt::new().unwrap();
+    let initiator = connect(&tgt, Credentials::None, Offer::default()).unwrap();
     let (done, ends) = mpsc::channel();
     let initiator = Arc::new(initiator);
     for _ in 0..4 {
@@ -353,11 +254,13 @@ fn a_callback_may_submit_and_drop_the_initiator() {
 
 #[test]
 fn chap_lets_in_who_knows_the_secret() {
-    let tgt = Tgt::new();
-    tgt.admin("--mode account --op new --user guest --password s3cr3t-of-guest");
-    tgt.admin("--mode account --op bind --tid 1 --user guest");
+    let tgt = Tgt::new().unwrap();
+    tgt.admin("--mode account --op new --user guest --password s3cr3t-of-guest")
+        .unwrap();
+    tgt.admin("--mode account --op bind --tid 1 --user guest")
+        .unwrap();
     let right = chap("guest", "s3cr3t-of-guest");
-    let login = |credentials| tgt.connect(credentials, Offer::default());
+    let login = |credentials| connect(&tgt, credentials, Offer::default());
 
     good(
         &login(Credentials::Chap(right.clone())).unwrap(),
@@ -372,8 +275,10 @@ fn chap_lets_in_who_knows_the_secret() {
         assert!(error.contains("authentication"), "{error}");
     }
 
-    tgt.admin("--mode account --op new --user tgt --password s3cr3t-of-target");
-    tgt.admin("--mode account --op bind --tid 1 --user tgt --outgoing");
+    tgt.admin("--mode account --op new --user tgt --password s3cr3t-of-target")
+        .unwrap();
+    tgt.admin("--mode account --op bind --tid 1 --user tgt --outgoing")
+        .unwrap();
     let mutual = |name, secret| {
         let both = MutualChap::new(right.clone(), chap(name, secret)).unwrap();
         login(Credentials::MutualChap(both))
@@ -387,8 +292,8 @@ fn chap_lets_in_who_knows_the_secret() {
 
 #[test]
 fn a_wrong_target_or_portal_is_told() {
-    let tgt = Tgt::new();
-    let mut target = tgt.target(Credentials::None);
+    let tgt = Tgt::new().unwrap();
+    let mut target = target(&tgt, Credentials::None);
     target.name = "iqn.2026-01.org.orimono:other".parse().unwrap();
     let error = Initiator::connect(target.clone(), Options::default(), |_| {}).unwrap_err();
     let ConnectionError::Session { source, .. } = &*error else {
@@ -407,8 +312,8 @@ fn a_wrong_target_or_portal_is_told() {
 
 #[test]
 fn a_reset_of_the_unit_ends_its_commands() {
-    let tgt = Tgt::new();
-    let initiator = tgt.connect(Credentials::None, Offer::default()).unwrap();
+    let tgt = Tgt::new().unwrap();
+    let initiator = connect(&tgt, Credentials::None, Offer::default()).unwrap();
     good(&initiator, &read(0, 4096));
     let (done, outcomes) = mpsc::channel();
     for index in 0..32 {
@@ -439,7 +344,7 @@ fn a_reset_of_the_unit_ends_its_commands() {
 fn a_target_killed_under_load_is_logged_in_to_again() {
     const WRITERS: usize = 8;
     const BYTES: usize = 16 * 1024;
-    let mut tgt = Tgt::new();
+    let mut tgt = Tgt::new().unwrap();
     let (told, notices) = mpsc::channel();
     let notify = move |notice: &Notice<'_>| {
         let up = matches!(notice, Notice::Up(_));
@@ -449,7 +354,7 @@ fn a_target_killed_under_load_is_logged_in_to_again() {
         pause: (Duration::from_millis(20), Duration::from_millis(500)),
         ..Options::default()
     };
-    let initiator = Initiator::start(tgt.target(Credentials::None), options, notify).unwrap();
+    let initiator = Initiator::start(target(&tgt, Credentials::None), options, notify).unwrap();
     assert!(notices.recv_timeout(PATIENCE).unwrap());
     let stop = AtomicBool::new(false);
     let written: Vec<AtomicU32> = (0..WRITERS).map(|_| AtomicU32::new(0)).collect();
@@ -506,9 +411,9 @@ fn a_target_killed_under_load_is_logged_in_to_again() {
                 assert!(start.elapsed() < PATIENCE, "no progress");
                 std::thread::yield_now();
             }
-            tgt.kill();
+            tgt.kill().unwrap();
             assert!(!notices.recv_timeout(PATIENCE).unwrap());
-            tgt.restart();
+            tgt.restart().unwrap();
             // Some logins may fail before the target is set up.
             while !notices.recv_timeout(PATIENCE).unwrap() {}
         }
