@@ -418,15 +418,11 @@ pub(crate) mod tests {
             refused.map_err(|refused| refused.to_string())
         };
         for (text, insecure) in [("rdma:192.0.2.1:1", true), ("rdma:127.0.0.1:1", false)] {
-            match check(text, insecure) {
-                Ok(()) => assert!(cfg!(feature = "rdma")),
-                Err(error) => {
-                    assert!(!cfg!(feature = "rdma"), "{error}");
-                    assert!(
-                        error.contains("--features fabric-transport/rdma"),
-                        "{error}"
-                    );
-                }
+            let checked = check(text, insecure);
+            assert_eq!(checked.is_ok(), cfg!(feature = "rdma"), "{checked:?}");
+            if let Err(error) = checked {
+                let hint = "--features fabric-transport/rdma";
+                assert!(error.contains(hint), "{error}");
             }
         }
         assert!(check("rdma:192.0.2.1:1", false).is_err());
