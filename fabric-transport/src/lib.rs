@@ -27,6 +27,8 @@ pub mod endpoint;
 pub mod frame;
 mod frame_pool;
 pub mod link;
+#[cfg(test)]
+mod reporter;
 pub mod session;
 pub mod standby;
 pub mod told;

@@ -3,51 +3,17 @@
 use super::*;
 use crate::discovery::responder::{Responder, ResponderConfig};
 use crate::discovery::seeker::{self, Seeker, SeekerConfig};
-use crate::endpoint::{DeviceGrant, LaneClient, LaneSet, Receipt, SendRefused, session_config};
+use crate::endpoint::{DeviceGrant, SendRefused, session_config};
 use crate::frame::{DeviceId, FrameKind, VirtualLane};
 use crate::link::{TlsLab, connect};
+use crate::reporter::{Reporter, Seen};
 use crate::uplink::{Connector, Uplink, UplinkConfig, UplinkDevice, connectors};
 use proptest::prelude::*;
 use qos::DeviceRate;
 use std::io::Read;
-use std::sync::mpsc;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-
-enum Seen {
-    Up(LaneSet),
-    Down,
-    Frame(Vec<u8>),
-}
-
-struct Reporter(Mutex<mpsc::Sender<Seen>>);
-
-impl Reporter {
-    fn new() -> (Arc<Self>, mpsc::Receiver<Seen>) {
-        let (sender, receiver) = mpsc::channel();
-        (Arc::new(Self(Mutex::new(sender))), receiver)
-    }
-
-    fn report(&self, seen: Seen) {
-        // The test may have ended before the last report.
-        drop(self.0.lock().unwrap().send(seen));
-    }
-}
-
-impl LaneClient for Reporter {
-    fn up(&self, lanes: LaneSet) {
-        self.report(Seen::Up(lanes));
-    }
-    fn receive(&self, _: VirtualLane, payload: &[u8]) -> Receipt {
-        self.report(Seen::Frame(payload.to_vec()));
-        Receipt::Consumed
-    }
-    fn writable(&self) {}
-    fn down(&self, _: u16) {
-        self.report(Seen::Down);
-    }
-}
 
 /// Knows one host, which has one device.
 struct OneDevice(Arc<Reporter>);

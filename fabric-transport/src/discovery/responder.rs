@@ -31,7 +31,7 @@ pub struct ResponderConfig {
     pub director: String,
     /// Random for each start of its process, as in WELCOME.
     pub instance: u64,
-    /// Where it listens, in the order of priority. Unix sockets are not offered; in the place of an
+    /// Where it listens, in the order of priority. Only `tcp:` and `tls:` are offered; in the place of an
     /// unspecified address (`0.0.0.0`) stands the one that the asking host can reach.
     pub addresses: Vec<LinkAddress>,
 }

@@ -2,11 +2,10 @@
 
 use super::*;
 use crate::acceptor::{Acceptor, Admission};
-use crate::endpoint::{
-    DeviceGrant, Directory, LaneClient, LaneSet, Receipt, SendRefused, session_config,
-};
+use crate::endpoint::{DeviceGrant, Directory, LaneSet, SendRefused, session_config};
 use crate::frame::{FrameBuffer, VirtualLane};
 use crate::link::{LinkAddress, LinkOptions};
+use crate::reporter::{Reporter, Seen};
 use crate::uplink::connectors;
 use qos::{DeviceRate, LinkBudget};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,40 +13,6 @@ use std::sync::mpsc;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const DEVICE: DeviceId = DeviceId(1);
-
-enum Seen {
-    Up(LaneSet),
-    Down,
-    Frame(Vec<u8>),
-}
-
-struct Reporter(Mutex<mpsc::Sender<Seen>>);
-
-impl Reporter {
-    fn new() -> (Arc<Self>, mpsc::Receiver<Seen>) {
-        let (sender, receiver) = mpsc::channel();
-        (Arc::new(Self(Mutex::new(sender))), receiver)
-    }
-
-    fn report(&self, seen: Seen) {
-        // The test may have ended before the last report.
-        drop(self.0.lock().unwrap().send(seen));
-    }
-}
-
-impl LaneClient for Reporter {
-    fn up(&self, lanes: LaneSet) {
-        self.report(Seen::Up(lanes));
-    }
-    fn receive(&self, _: VirtualLane, payload: &[u8]) -> Receipt {
-        self.report(Seen::Frame(payload.to_vec()));
-        Receipt::Consumed
-    }
-    fn writable(&self) {}
-    fn down(&self, _: u16) {
-        self.report(Seen::Down);
-    }
-}
 
 /// A director whose storage is free, or held by the other one.
 struct Storage {

@@ -77,7 +77,7 @@ impl HostBlockDevice {
             block_bytes,
             block_count: block_count.into(),
             read_only,
-            thin: queue.discards && !read_only,
+            thin: queue.discards,
             exclusive: Mutex::default(),
         })
     }

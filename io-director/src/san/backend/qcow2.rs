@@ -244,11 +244,8 @@ impl BlockDevice for Qcow2Image {
     }
 
     fn provisioning(&self) -> Provisioning {
-        if self.read_only {
-            Provisioning::Full
-        } else {
-            Provisioning::Thin
-        }
+        // A read-only one too, as in `raw_file`.
+        Provisioning::Thin
     }
 
     fn read(&self, lba: u64, buffer: &mut [u8]) -> Result<(), MediumError> {

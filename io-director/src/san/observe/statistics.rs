@@ -281,9 +281,8 @@ fn latency<'a>(histograms: impl Iterator<Item = &'a AtomicHistogram>) -> Latency
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::time::{ClockId, clock_gettime};
+
     use scsi_target::{SenseKey, Status};
-    use std::time::Instant;
 
     fn nexus() -> (Arc<NexusStatistics>, Arc<InFlight>) {
         let in_flight = Arc::new(InFlight::default());
@@ -349,29 +348,5 @@ mod tests {
             assert_eq!(Kind::of(&[opcode, 0]), kind, "{opcode:#x}");
         }
         assert_eq!(Kind::of(&[]), Kind::Other);
-    }
-
-    #[test]
-    #[ignore = "a measurement: cargo test --release -p io-director cost_of -- --ignored --nocapture"]
-    fn cost_of_a_record() {
-        const RECORDS: u32 = 5_000_000;
-        // Not the time of others on this machine.
-        let now = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
-        let (nexus, _) = nexus();
-        let start = now();
-        for at in 0..RECORDS {
-            nexus.begin();
-            let took = Duration::from_nanos(u64::from(at) * 77 % 10_000_000);
-            nexus.answered(Kind::Read, took, GOOD, None);
-            nexus.moved(4096, 0);
-            nexus.end(true);
-        }
-        let record = (now() - start) / RECORDS;
-        let start = now();
-        for _ in 0..RECORDS {
-            std::hint::black_box(Instant::now());
-        }
-        let clock = (now() - start) / RECORDS;
-        println!("record {record:?}, and 2 looks at the clock of {clock:?} each");
     }
 }
