@@ -575,7 +575,6 @@ impl Endpoint {
             .unwrap_or(u64::MAX);
         let room = queued_bytes < device.queue_bytes_max
             && queued_frames.saturating_add(frame_count) <= QUEUE_FRAMES_MAX;
-        let now = now();
         match core.session.may_send(lanes.device, blocks) {
             Ok(()) if room => {}
             Ok(()) => {
@@ -584,11 +583,12 @@ impl Endpoint {
             }
             Err(SendBlocked::NoCredit) => {
                 device.waits = true;
-                device.without_credit_since.get_or_insert(now);
+                device.without_credit_since.get_or_insert_with(now);
                 return Err(SendRefused::Blocked);
             }
             Err(SendBlocked::Down) => return Err(SendRefused::Down),
         }
+        let now = now();
         device.credit_came(now);
         let waited = std::mem::take(&mut device.waited_for_credit);
         if !waited.is_zero() {

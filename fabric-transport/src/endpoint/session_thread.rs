@@ -118,6 +118,7 @@ impl SessionThread {
     }
 
     pub(super) fn run(mut self) {
+        self.endpoint.begin_rounds();
         self.add_paths();
         if self.role == Role::Host {
             self.directory.active(&self.endpoint);
@@ -131,7 +132,7 @@ impl SessionThread {
             // late this thread was scheduled.
             self.endpoint.lock().session.handle_timeout(now());
             self.events();
-            self.endpoint.run_link();
+            self.endpoint.end_round();
             rounds = if busy { rounds + 1 } else { 0 };
             if !busy {
                 self.wait(false);
@@ -203,7 +204,7 @@ impl SessionThread {
                 self.deliver(index);
             }
         }
-        self.endpoint.run_link();
+        self.endpoint.end_round();
     }
 
     /// Reads each link that may have something. True if one had.
@@ -521,7 +522,7 @@ impl SessionThread {
 
     fn finish(self) {
         // A last try to tell the peer why; a link that does not take it is closed without.
-        self.endpoint.run_link();
+        self.endpoint.end_round();
         let mut core = self.endpoint.lock();
         let epoch = core.session.epoch();
         let reason = core.session.close_reason().cloned();

@@ -2,10 +2,14 @@
 
 use super::*;
 use crate::link::tests::accepted;
-use crate::link::{LinkAddress, LinkOptions, Listener, connect, in_process_pair, tls_pair};
+use crate::link::{
+    LinkAddress, LinkOptions, LinkSender, Listener, SendQueue, Sent, connect, in_process_pair,
+    tls_pair,
+};
 use qos::{BitRate, WaitCause};
 use std::collections::VecDeque;
 use std::sync::Condvar;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -150,15 +154,15 @@ fn new_path(link: Link, path: u16, priority: u8) -> NewPath {
     }
 }
 
-fn side(role: Role, link: Link, rate: &str, clients: &[Arc<Recorder>]) -> Side {
+fn side<C: LaneClient + 'static>(role: Role, link: Link, rate: &str, clients: &[Arc<C>]) -> Side {
     spread_side(role, link, rate, clients, 0)
 }
 
-fn spread_side(
+fn spread_side<C: LaneClient + 'static>(
     role: Role,
     link: Link,
     rate: &str,
-    clients: &[Arc<Recorder>],
+    clients: &[Arc<C>],
     features: u64,
 ) -> Side {
     let devices = clients.iter().zip(1..).map(|(client, number)| {
@@ -322,6 +326,72 @@ fn stalled_device_stalls_only_itself() {
         .iter()
         .map(|decision| decision.waits.of(WaitCause::Credit));
     assert!(!credit.max().unwrap().is_zero());
+}
+
+/// Answers every frame from its callback.
+#[derive(Default)]
+struct Echo {
+    lanes: Mutex<Option<LaneSet>>,
+    batches: AtomicUsize,
+}
+
+impl LaneClient for Echo {
+    fn up(&self, lanes: LaneSet) {
+        *self.lanes.lock().unwrap() = Some(lanes);
+    }
+    fn receive(&self, lane: VirtualLane, payload: &[u8]) -> Receipt {
+        let lanes = self.lanes.lock().unwrap();
+        let mut frames = vec![(lane, FrameBuffer::from_payload(payload))];
+        lanes.as_ref().unwrap().try_send(&mut frames).unwrap();
+        Receipt::Consumed
+    }
+    fn batch_end(&self) {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+    }
+    fn writable(&self) {}
+    fn down(&self, _: u16) {}
+}
+
+/// Counts what goes out at once.
+#[derive(Debug)]
+struct CountWrites {
+    sender: Box<dyn LinkSender>,
+    writes: Arc<AtomicUsize>,
+}
+
+impl LinkSender for CountWrites {
+    fn send(&mut self, queue: &mut SendQueue) -> io::Result<Sent> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        self.sender.send(queue)
+    }
+}
+
+#[test]
+fn answers_to_a_batch_go_out_as_a_batch() {
+    const FRAMES: usize = 60;
+    let (near, mut far) = in_process_pair("test");
+    let writes = Arc::<AtomicUsize>::default();
+    far.sender = Box::new(CountWrites {
+        sender: far.sender,
+        writes: writes.clone(),
+    });
+    let (asking, answering) = (Recorder::new(false), Arc::<Echo>::default());
+    let _director = side(Role::Director, far, "100G", &[answering.clone()]);
+    let _host = side(Role::Host, near, "100G", std::slice::from_ref(&asking));
+    let lanes = asking.lanes();
+    let before = writes.load(Ordering::Relaxed);
+    for _ in 0..FRAMES {
+        lanes.queue(&mut frame(&[0; 64])).unwrap();
+    }
+    lanes.flush();
+    asking.wait(|log| (log.received.len() == FRAMES).then_some(()));
+    let writes = writes.load(Ordering::Relaxed) - before;
+    let batches = answering.batches.load(Ordering::Relaxed);
+    // One for the answers, one for what the session has to say.
+    assert!(
+        writes <= 2 * batches + 2,
+        "{writes} writes, {batches} batches"
+    );
 }
 
 /// A queue holds 5 ms of the peak rate, within bounds; a changed rate changes it.

@@ -1,5 +1,6 @@
 //! Running the links: from the scheduler's queue onto the wire, and onto another one if that breaks.
 
+use std::cell::Cell;
 use std::sync::{Arc, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -19,6 +20,12 @@ const WAKE_SLACK: Duration = Duration::from_micros(50);
 
 /// Batches that one thread sends for all others before it goes back to its own work.
 const DRAIN_BATCHES_MAX: usize = 8;
+
+thread_local! {
+    /// Address of the endpoint whose session's thread this is. A link that was written for each grant
+    /// of credit that a batch brings would carry batches of one frame.
+    static IN_ROUND: Cell<usize> = const { Cell::new(0) };
+}
 
 /// The sending half of one link.
 pub(super) struct WritePath {
@@ -81,8 +88,25 @@ impl Writer {
 }
 
 impl Endpoint {
-    /// Sends whatever may be sent now, unless another thread is at it: then that one will.
+    /// Sends whatever may be sent now, unless another thread is at it: then that one will. What a
+    /// client sends from a callback on the session's thread goes out with the rest of its round.
     pub(super) fn run_link(&self) {
+        if IN_ROUND.get() != self.address() {
+            self.end_round();
+        }
+    }
+
+    /// From now on this thread sends by [`Self::end_round`] alone.
+    pub(super) fn begin_rounds(&self) {
+        IN_ROUND.set(self.address());
+    }
+
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// Sends whatever may be sent now, unless another thread is at it.
+    pub(super) fn end_round(&self) {
         self.more.store(true, Ordering::SeqCst);
         while self.more.load(Ordering::SeqCst) {
             let mut writer = match self.writer.try_lock() {

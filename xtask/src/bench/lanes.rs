@@ -24,10 +24,11 @@ static PAYLOAD: [u8; 68 * 1024] = [0x5a; 68 * 1024];
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Credit of all devices together, in blocks of 64 bytes: 16 MiB underway.
-const WINDOWS_BLOCKS: u32 = 256 * 1024;
-/// And of one: 16 KiB to 1 MiB.
-const WINDOW_BLOCKS: (u32, u32) = (256, 16 * 1024);
+/// Credit of all devices together, in blocks of 64 bytes: 8 MiB, twice what may be underway on a
+/// link. More would only wait in queues, out of the caches.
+const WINDOWS_BLOCKS: u32 = 128 * 1024;
+/// And of one: 4 KiB to 1 MiB.
+const WINDOW_BLOCKS: (u32, u32) = (64, 16 * 1024);
 
 /// A device of the sending end.
 #[derive(Default)]
