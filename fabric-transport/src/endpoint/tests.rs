@@ -376,7 +376,12 @@ fn answers_to_a_batch_go_out_as_a_batch() {
         writes: writes.clone(),
     });
     let (asking, answering) = (Recorder::new(false), Arc::<Echo>::default());
-    let _director = side(Role::Director, far, "100G", &[answering.clone()]);
+    let _director = side(
+        Role::Director,
+        far,
+        "100G",
+        std::slice::from_ref(&answering),
+    );
     let _host = side(Role::Host, near, "100G", std::slice::from_ref(&asking));
     let lanes = asking.lanes();
     let before = writes.load(Ordering::Relaxed);
