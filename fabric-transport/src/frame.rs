@@ -425,7 +425,7 @@ impl FrameBuffer {
     #[must_use]
     pub fn with_capacity(payload_bytes: usize) -> Self {
         let mut bytes = frame_pool::take(HEADER_BYTES + payload_bytes);
-        bytes.resize(HEADER_BYTES, 0);
+        bytes.extend_from_slice(&[0; HEADER_BYTES]);
         Self { bytes }
     }
 

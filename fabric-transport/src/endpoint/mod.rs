@@ -303,9 +303,9 @@ struct Device {
 
 impl Device {
     /// There are buffers again, if there were none.
-    fn credit_came(&mut self, now: MonotonicTime) {
+    fn credit_came(&mut self) {
         if let Some(since) = self.without_credit_since.take() {
-            let waited = now.saturating_duration_since(since);
+            let waited = now().saturating_duration_since(since);
             self.waited_for_credit = self.waited_for_credit.saturating_add(waited);
         }
     }
@@ -589,7 +589,7 @@ impl Endpoint {
             Err(SendBlocked::Down) => return Err(SendRefused::Down),
         }
         let now = now();
-        device.credit_came(now);
+        device.credit_came();
         let waited = std::mem::take(&mut device.waited_for_credit);
         if !waited.is_zero() {
             core.scheduler.waited_for_credit(lanes.handle, waited);
@@ -679,7 +679,7 @@ impl Core {
 
     /// There are buffers for a device again. Its client, if it waits and may go on now.
     fn credited(&mut self, device: DeviceId) -> Option<Arc<dyn LaneClient>> {
-        self.devices.get_mut(&device)?.credit_came(now());
+        self.devices.get_mut(&device)?.credit_came();
         self.take_waiting(device)
     }
 
@@ -742,7 +742,8 @@ impl LaneSet {
         self.endpoint.try_send(self, frames)
     }
 
-    /// Writes what is queued, unless somebody is at it already.
+    /// Writes what is queued, unless somebody is at it already. In a callback on the session's thread
+    /// nothing has to be done: what is queued there goes out when the batch is over.
     pub fn flush(&self) {
         self.endpoint.run_link();
     }
