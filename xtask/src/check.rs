@@ -31,6 +31,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("qos-monitor", &["qos", "fabric-transport"]),
     ("vhost-user-session", &[]),
     ("fabric-config", &["qos", "fabric-transport"]),
+    ("lab-program", &["qos-monitor", "fabric-config"]),
     (
         "backend-program",
         &["qos", "fabric-transport", "vhost-user-session"],
@@ -65,11 +66,18 @@ const LAYERS: &[(&str, &[&str])] = &[
             "fabric-config",
             "scsi-target",
             "iscsi-initiator",
+            "lab-program",
         ],
     ),
     (
         "edge-switch",
-        &["qos", "qos-monitor", "fabric-transport", "fabric-config"],
+        &[
+            "qos",
+            "qos-monitor",
+            "fabric-transport",
+            "fabric-config",
+            "lab-program",
+        ],
     ),
     ("orimono-qemu", &["guest-init"]),
     (
@@ -84,6 +92,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "vhba-backend",
             "vhost-user-session",
             "io-director",
+            "lab-program",
             "orimono-qemu",
         ],
     ),
