@@ -1,6 +1,6 @@
 //! Random commands of three nexuses on one unit, with reservations, resets, losses and restarts,
 //! against a model that is slow and obvious: blocks, keys, one reservation, lists of unit
-//! attentions.
+//! attentions. Commands in flight are the task set's: `io-director/src/san/tests/model.rs`.
 //!
 //! `ORIMONO_TEST_FULL=1` runs more than a million commands.
 
@@ -9,10 +9,12 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::model::{self, BLOCKS, Model, Operation, expand};
+use super::model::{self, Model, Operation};
 use super::ram_device::{LUN_0, RamDevice, run_at, second_nexus};
 use super::reservations::Store;
-use crate::{Identity, ItNexus, LogicalUnit, Status, TaskManagementFunction};
+use crate::{
+    Identity, ItNexus, LogicalUnit, Status, TaskManagementFunction, TaskManagementResponse,
+};
 
 const NEXUSES: usize = 3;
 /// Stands for the key that the nexus is registered with.
@@ -28,6 +30,8 @@ enum Step {
     Blocks(Operation),
     Ready,
     Start(bool),
+    /// MODE SELECT of SWP.
+    Protect(bool),
     Reserve,
     Release,
     /// PERSISTENT RESERVE OUT.
@@ -47,6 +51,7 @@ enum Step {
     },
     ReadKeys,
     ReadReservation,
+    ReadFullStatus,
     TaskManagement(TaskManagementFunction),
     /// The nexus is lost and comes again.
     Reconnect,
@@ -85,19 +90,23 @@ fn step() -> impl Strategy<Value = Step> {
             Function::AbortTask,
             Function::AbortTaskSet,
             Function::ClearTaskSet,
+            Function::ClearAca,
+            Function::QueryAsynchronousEvent,
         ][..],
     );
     prop_oneof![
         20 => model::operation().prop_map(Step::Blocks),
         6 => Just(Step::Ready),
         1 => any::<bool>().prop_map(Step::Start),
+        2 => any::<bool>().prop_map(Step::Protect),
         2 => Just(Step::Reserve),
         2 => Just(Step::Release),
         24 => out,
         2 => moved,
         3 => Just(Step::ReadKeys),
         3 => Just(Step::ReadReservation),
-        1 => function.prop_map(Step::TaskManagement),
+        3 => Just(Step::ReadFullStatus),
+        2 => function.prop_map(Step::TaskManagement),
         1 => Just(Step::Reconnect),
         1 => Just(Step::Restart),
     ]
@@ -126,9 +135,18 @@ enum Rule {
     Write,
 }
 
+/// What a command needs of the unit.
+#[derive(Clone, Copy, PartialEq)]
+enum Needs {
+    Nothing,
+    Medium,
+    Writable,
+}
+
 struct Cluster {
     blocks: Model,
     stopped: bool,
+    protected: bool,
     keys: BTreeMap<usize, u64>,
     /// Type, and who made it.
     reservation: Option<(u8, usize)>,
@@ -147,6 +165,10 @@ const RESETS: [u16; 4] = [0x2900, 0x2902, 0x2903, 0x2907];
 impl Cluster {
     fn tell(&mut self, who: usize, what: u16) {
         let pending = &mut self.pending[who];
+        if RESETS[..3].contains(&what) {
+            // Told by a reset as well.
+            pending.retain(|each| *each != 0x2A01);
+        }
         if let Some(rank) = RESETS.iter().position(|reset| *reset == what) {
             if pending.iter().any(|each| RESETS[..rank].contains(each)) {
                 return;
@@ -360,7 +382,7 @@ impl Cluster {
     /// The whole of a command: CDB, data-out, how it ends.
     fn command(&mut self, who: usize, step: &Step) -> Option<(Vec<u8>, Vec<u8>, End)> {
         let mut after = self.blocks.clone();
-        let (cdb, data_out, rule, medium) = match step {
+        let (cdb, data_out, rule, needs) = match step {
             Step::Blocks(operation) => {
                 let (cdb, data_out, _) = after.apply(operation);
                 let reads = matches!(
@@ -368,22 +390,49 @@ impl Cluster {
                     Operation::Read { .. }
                         | Operation::Verify { .. }
                         | Operation::VerifySame { .. }
+                        | Operation::LbaStatus { .. }
                 );
                 let rule = if reads { Rule::Read } else { Rule::Write };
-                (cdb, data_out, rule, true)
+                let needs = match operation {
+                    // It needs what its READ and its WRITE need.
+                    Operation::Copy { .. } => Needs::Nothing,
+                    _ if reads => Needs::Medium,
+                    _ => Needs::Writable,
+                };
+                (cdb, data_out, rule, needs)
             }
-            Step::Ready => (vec![0; 6], vec![], Rule::NotBesideReserve, true),
+            Step::Protect(protect) => {
+                let page = [0x0A, 0x0A, 0x22, 0x10, u8::from(*protect) << 3, 0];
+                let list = [[0; 4].as_slice(), &page, &[0; 6]].concat();
+                (
+                    vec![0x15, 0x10, 0, 0, 16, 0],
+                    list,
+                    Rule::Write,
+                    Needs::Nothing,
+                )
+            }
+            Step::Ready => (vec![0; 6], vec![], Rule::NotBesideReserve, Needs::Medium),
             Step::Start(start) => {
                 let rule = if *start { Rule::Always } else { Rule::Write };
                 (
                     vec![0x1B, 0, 0, 0, u8::from(*start), 0],
                     vec![],
                     rule,
-                    false,
+                    Needs::Nothing,
                 )
             }
-            Step::Reserve => (vec![0x16, 0, 0, 0, 0, 0], vec![], Rule::Always, false),
-            Step::Release => (vec![0x17, 0, 0, 0, 0, 0], vec![], Rule::Always, false),
+            Step::Reserve => (
+                vec![0x16, 0, 0, 0, 0, 0],
+                vec![],
+                Rule::Always,
+                Needs::Nothing,
+            ),
+            Step::Release => (
+                vec![0x17, 0, 0, 0, 0, 0],
+                vec![],
+                Rule::Always,
+                Needs::Nothing,
+            ),
             Step::Out {
                 action,
                 kind,
@@ -394,7 +443,7 @@ impl Cluster {
                 let mut list = [key.to_be_bytes(), action_key.to_be_bytes()].concat();
                 list.extend([0, 0, 0, 0, u8::from(*aptpl), 0, 0, 0]);
                 let cdb = vec![0x5F, *action, *kind, 0, 0, 0, 0, 0, 24, 0];
-                (cdb, list, Rule::Always, false)
+                (cdb, list, Rule::Always, Needs::Nothing)
             }
             Step::Move {
                 key,
@@ -411,13 +460,17 @@ impl Cluster {
                     vec![0x5F, 7, 1, 0, 0, 0, 0, 0, 48, 0],
                     list,
                     Rule::Always,
-                    false,
+                    Needs::Nothing,
                 )
             }
-            Step::ReadKeys | Step::ReadReservation => {
-                let action = u8::from(matches!(step, Step::ReadReservation));
+            Step::ReadKeys | Step::ReadReservation | Step::ReadFullStatus => {
+                let action = match step {
+                    Step::ReadKeys => 0,
+                    Step::ReadReservation => 1,
+                    _ => 3,
+                };
                 let cdb = vec![0x5E, action, 0, 0, 0, 0, 0, 1, 0, 0];
-                (cdb, vec![], Rule::Always, false)
+                (cdb, vec![], Rule::Always, Needs::Nothing)
             }
             Step::TaskManagement(_) | Step::Reconnect | Step::Restart => return None,
         };
@@ -427,8 +480,10 @@ impl Cluster {
             End::Sense(6, asc, ascq, None)
         } else if self.conflicts(who, rule) {
             End::Conflict
-        } else if medium && self.stopped {
+        } else if needs != Needs::Nothing && self.stopped {
             End::Sense(2, 4, 2, None)
+        } else if needs == Needs::Writable && self.protected {
+            End::Sense(7, 0x27, 2, None)
         } else {
             self.run(who, step)
         };
@@ -437,12 +492,27 @@ impl Cluster {
 
     fn run(&mut self, who: usize, step: &Step) -> End {
         match step {
+            Step::Blocks(operation @ Operation::Copy { .. })
+                if (self.stopped || self.protected) && self.blocks.in_range(operation) =>
+            {
+                // THIRD PARTY DEVICE FAILURE.
+                End::Sense(0xA, 0x0D, 1, None)
+            }
             Step::Blocks(operation) => match self.blocks.apply(operation).2 {
                 Ok(data) => End::Good(data),
                 Err((key, asc, information)) => End::Sense(key, asc, 0, information),
             },
             Step::Start(start) => {
                 self.stopped = !start;
+                DONE
+            }
+            Step::Protect(protect) => {
+                if self.protected != *protect {
+                    for each in (0..NEXUSES).filter(|each| *each != who) {
+                        self.tell(each, 0x2A01);
+                    }
+                }
+                self.protected = *protect;
                 DONE
             }
             Step::Reserve | Step::Release if self.shares(who) => DONE,
@@ -469,7 +539,11 @@ impl Cluster {
                 unregister,
                 to,
             } => self.register_and_move(who, (*key, *action_key), *unregister, *to),
-            Step::ReadKeys | Step::ReadReservation if self.reserved.is_some() => End::Conflict,
+            Step::ReadKeys | Step::ReadReservation | Step::ReadFullStatus
+                if self.reserved.is_some() =>
+            {
+                End::Conflict
+            }
             Step::ReadKeys => {
                 let mut keys: Vec<u64> = self.keys.values().copied().collect();
                 keys.sort_unstable();
@@ -491,6 +565,21 @@ impl Cluster {
                     End::Good(self.answer(&body))
                 }
             },
+            Step::ReadFullStatus => {
+                // Ascending by port, as `World::command` sorts them.
+                let mut body = Vec::new();
+                for (each, key) in &self.keys {
+                    let kind = self.reservation.filter(|_| self.holds(*each));
+                    body.extend(key.to_be_bytes());
+                    body.extend([0, 0, 0, 0, u8::from(kind.is_some())]);
+                    body.extend([kind.map_or(0, |(kind, _)| kind), 0, 0, 0, 0]);
+                    body.extend([0, 1, 0, 0, 0, 24]);
+                    body.extend([0; 8]);
+                    body.extend(u64::try_from(*each).unwrap().to_be_bytes());
+                    body.extend([0; 8]);
+                }
+                End::Good(self.answer(&body))
+            }
             _ => DONE,
         }
     }
@@ -509,16 +598,25 @@ impl Cluster {
         }
     }
 
-    fn event(&mut self, who: usize, step: &Step) {
+    /// What a function is answered.
+    fn event(&mut self, who: usize, step: &Step) -> Option<TaskManagementResponse> {
         use TaskManagementFunction as Function;
+        use TaskManagementResponse as Response;
+        let mut response = Response::FunctionComplete;
         match step {
+            Step::TaskManagement(Function::ClearAca) => response = Response::FunctionRejected,
+            Step::TaskManagement(Function::QueryAsynchronousEvent)
+                if !self.pending[who].is_empty() =>
+            {
+                response = Response::FunctionSucceeded;
+            }
             Step::TaskManagement(Function::LogicalUnitReset | Function::TargetReset) => {
                 let lun = matches!(step, Step::TaskManagement(Function::LogicalUnitReset));
                 for each in 0..NEXUSES {
                     self.tell(each, if lun { 0x2903 } else { 0x2902 });
                 }
                 self.reserved = None;
-                self.stopped = false;
+                (self.stopped, self.protected) = (false, false);
             }
             Step::TaskManagement(Function::ItNexusReset) => {
                 self.lose(who);
@@ -535,11 +633,12 @@ impl Cluster {
                 }
                 self.generation = 0;
                 self.reserved = None;
-                self.stopped = false;
+                (self.stopped, self.protected) = (false, false);
                 self.pending = std::array::from_fn(|_| vec![0x2900]);
             }
             _ => {}
         }
+        matches!(step, Step::TaskManagement(_)).then_some(response)
     }
 }
 
@@ -566,10 +665,10 @@ impl World {
         }
     }
 
-    fn event(&mut self, who: usize, step: &Step) {
+    fn event(&mut self, who: usize, step: &Step) -> Option<TaskManagementResponse> {
         match step {
             Step::TaskManagement(function) => {
-                let _complete = self.nexuses[who].task_management(*function, LUN_0);
+                return Some(self.nexuses[who].task_management(*function, LUN_0));
             }
             Step::Reconnect => {
                 let lost = TaskManagementFunction::ItNexusReset;
@@ -580,6 +679,7 @@ impl World {
             Step::Restart => *self = Self::new(self.device.clone(), self.store.clone()),
             _ => {}
         }
+        None
     }
 
     fn command(&self, who: usize, cdb: &[u8], data_out: &[u8]) -> (End, Vec<u64>) {
@@ -587,9 +687,14 @@ impl World {
         let end = match (completion.status, completion.sense) {
             (Status::ReservationConflict, None) => End::Conflict,
             (Status::Good, None) => {
-                if cdb[..2] == [0x5E, 0] {
-                    // In order of registration.
-                    data[8..].as_chunks_mut::<8>().0.sort_unstable();
+                // In order of registration.
+                match cdb[..2] {
+                    [0x5E, 0] => data[8..].as_chunks_mut::<8>().0.sort_unstable(),
+                    [0x5E, 3] => {
+                        let registrations = data[8..].as_chunks_mut::<48>().0;
+                        registrations.sort_unstable_by_key(|each| each[39]);
+                    }
+                    _ => {}
                 }
                 End::Good(data)
             }
@@ -623,12 +728,11 @@ proptest! {
     fn three_nexuses_agree_with_the_model(
         steps in prop::collection::vec((0..NEXUSES, step()), 1..120),
     ) {
-        let blocks = usize::try_from(BLOCKS).unwrap();
-        let device = Arc::new(RamDevice::new(512, blocks, true));
-        let mut world = World::new(device, Arc::default());
+        let mut world = World::new(Arc::new(model::device()), Arc::default());
         let mut cluster = Cluster {
-            blocks: Model(vec![0; blocks]),
+            blocks: Model::new(),
             stopped: false,
+            protected: false,
             keys: BTreeMap::new(),
             reservation: None,
             generation: 0,
@@ -644,10 +748,10 @@ proptest! {
                 prop_assert_eq!(end, expected, "step {} of nexus {}: {:?}", at, who, step);
                 prop_assert_eq!(&ports, &cluster.preempted, "step {}", at);
             } else {
-                world.event(*who, step);
-                cluster.event(*who, step);
+                let response = world.event(*who, step);
+                prop_assert_eq!(response, cluster.event(*who, step), "step {}", at);
             }
-            prop_assert_eq!(world.device.contents(), expand(&cluster.blocks.0));
+            prop_assert_eq!(world.device.contents(), cluster.blocks.contents());
         }
     }
 }

@@ -7,7 +7,7 @@ use super::ram_device::{Fixture, LUN_0, RamDevice, run_at, second_nexus, sense_o
 use crate::{Identity, LogicalUnit, Lun, MediumErrorKind, Status, TaskManagementFunction};
 
 /// An identification descriptor of the unit with this serial number.
-fn cscd(serial: &str, block_bytes: u32) -> Vec<u8> {
+pub(super) fn cscd(serial: &str, block_bytes: u32) -> Vec<u8> {
     let identity = Identity::from_serial(serial).unwrap();
     let name = identity.designator().as_bytes();
     let mut descriptor = vec![0xE4, 0, 0, 0, 1, 3, 0, 8];
@@ -18,7 +18,7 @@ fn cscd(serial: &str, block_bytes: u32) -> Vec<u8> {
 }
 
 /// A block to block segment.
-fn segment(units: (u8, u8), flags: u8, blocks: u16, from: u64, to: u64) -> Vec<u8> {
+pub(super) fn segment(units: (u8, u8), flags: u8, blocks: u16, from: u64, to: u64) -> Vec<u8> {
     let mut descriptor = vec![2, flags, 0, 24, 0, units.0, 0, units.1, 0, 0];
     descriptor.extend(blocks.to_be_bytes());
     descriptor.extend(from.to_be_bytes());
@@ -26,7 +26,12 @@ fn segment(units: (u8, u8), flags: u8, blocks: u16, from: u64, to: u64) -> Vec<u
     descriptor
 }
 
-fn list(id: u8, usage: u8, cscds: &[impl AsRef<[u8]>], segments: &[impl AsRef<[u8]>]) -> Vec<u8> {
+pub(super) fn list(
+    id: u8,
+    usage: u8,
+    cscds: &[impl AsRef<[u8]>],
+    segments: &[impl AsRef<[u8]>],
+) -> Vec<u8> {
     let cscds: Vec<u8> = cscds.iter().flat_map(AsRef::as_ref).copied().collect();
     let segments: Vec<u8> = segments.iter().flat_map(AsRef::as_ref).copied().collect();
     let mut list = vec![id, usage << 3];
@@ -37,7 +42,7 @@ fn list(id: u8, usage: u8, cscds: &[impl AsRef<[u8]>], segments: &[impl AsRef<[u
     [list, cscds, segments].concat()
 }
 
-fn cdb(list: &[u8]) -> Vec<u8> {
+pub(super) fn cdb(list: &[u8]) -> Vec<u8> {
     let mut cdb = vec![0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     cdb.extend(u32::try_from(list.len()).unwrap().to_be_bytes());
     cdb.extend([0, 0]);

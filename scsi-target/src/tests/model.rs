@@ -1,12 +1,15 @@
-//! Random command sequences against a plain vector of bytes.
+//! Random command sequences against a plain vector of bytes, and one of which blocks are mapped.
 
 use proptest::prelude::*;
 
+use super::copies;
 use super::ram_device::{Fixture, RamDevice};
 use crate::Status;
 
 pub(super) const BLOCKS: u64 = 24;
 const BLOCK_BYTES: usize = 512;
+/// Most blocks of WRITE ATOMIC.
+const ATOMIC_BLOCKS: u8 = 2;
 
 /// A command; fillings are few, so that comparisons succeed about as often as they fail.
 #[derive(Clone, Debug)]
@@ -53,6 +56,21 @@ pub(super) enum Operation {
         lba: u64,
         fill: Vec<u8>,
     },
+    WriteAtomic {
+        lba: u64,
+        fill: Vec<u8>,
+    },
+    /// EXTENDED COPY within the unit.
+    Copy {
+        from: u64,
+        to: u64,
+        blocks: u8,
+    },
+    /// GET LBA STATUS with an allocation length for so many runs.
+    LbaStatus {
+        lba: u64,
+        room: u8,
+    },
 }
 
 /// Mostly inside, sometimes at or across the end, sometimes where additions wrap.
@@ -95,6 +113,9 @@ pub(super) fn operation() -> impl Strategy<Value = Operation> {
         ),
         prop::collection::vec((lba(), 0..6_u8), 0..4).prop_map(|ranges| O::Unmap { ranges }),
         (lba(), fills()).prop_map(|(lba, fill)| O::OrWrite { lba, fill }),
+        (lba(), fills()).prop_map(|(lba, fill)| O::WriteAtomic { lba, fill }),
+        (lba(), lba(), 0..6_u8).prop_map(|(from, to, blocks)| O::Copy { from, to, blocks }),
+        (lba(), 0..5_u8).prop_map(|(lba, room)| O::LbaStatus { lba, room }),
     ]
 }
 
@@ -131,30 +152,106 @@ pub(super) type Expected = Result<Vec<u8>, (u8, u8, Option<u64>)>;
 
 const OUT_OF_RANGE: Expected = Err((5, 0x21, None));
 
-/// The oracle: one byte of filling stands for each block.
+/// The oracle: one byte of filling stands for each block, and whether it has a backing.
 #[derive(Clone)]
-pub(super) struct Model(pub(super) Vec<u8>);
+pub(super) struct Model {
+    fills: Vec<u8>,
+    mapped: Vec<bool>,
+}
+
+/// The medium that [`Model::new`] is a model of.
+pub(super) fn device() -> RamDevice {
+    let blocks = usize::try_from(BLOCKS).unwrap();
+    RamDevice::new(512, blocks, true).with_atomic_blocks(ATOMIC_BLOCKS.into())
+}
 
 impl Model {
+    /// As a thin unit begins.
+    pub(super) fn new() -> Self {
+        let blocks = usize::try_from(BLOCKS).unwrap();
+        Self {
+            fills: vec![0; blocks],
+            mapped: vec![false; blocks],
+        }
+    }
+
+    pub(super) fn contents(&self) -> Vec<u8> {
+        expand(&self.fills)
+    }
+
     fn range(&self, lba: u64, blocks: usize) -> Option<std::ops::Range<usize>> {
         let lba = usize::try_from(lba).ok()?;
         let end = lba.checked_add(blocks)?;
-        (end <= self.0.len()).then_some(lba..end)
+        (end <= self.fills.len()).then_some(lba..end)
     }
 
     fn write(&mut self, lba: u64, fills: &[u8]) -> Expected {
         let Some(range) = self.range(lba, fills.len()) else {
             return OUT_OF_RANGE;
         };
-        self.0[range].copy_from_slice(fills);
+        self.mapped[range.clone()].fill(true);
+        self.fills[range].copy_from_slice(fills);
         Ok(Vec::new())
+    }
+
+    fn unmap(&mut self, lba: u64, blocks: u8) -> Expected {
+        self.write(lba, &vec![0; blocks.into()])?;
+        let range = self.range(lba, blocks.into()).unwrap();
+        self.mapped[range].fill(false);
+        Ok(Vec::new())
+    }
+
+    /// Runs of blocks that are alike: at least one, at most `room`.
+    fn lba_status(&self, lba: u64, room: u8) -> Expected {
+        let Some(first) = self.range(lba, 1) else {
+            return OUT_OF_RANGE;
+        };
+        let mut runs: Vec<(usize, u32, bool)> = Vec::new();
+        for at in first.start..self.mapped.len() {
+            match runs.last_mut() {
+                Some((_, blocks, mapped)) if *mapped == self.mapped[at] => *blocks += 1,
+                _ => runs.push((at, 1, self.mapped[at])),
+            }
+        }
+        runs.truncate(usize::from(room.max(1)));
+        let length = u32::try_from(4 + runs.len() * 16).unwrap();
+        let mut data = [length.to_be_bytes(), [0; 4]].concat();
+        for (at, blocks, mapped) in runs {
+            data.extend(u64::try_from(at).unwrap().to_be_bytes());
+            data.extend(blocks.to_be_bytes());
+            data.extend([u8::from(!mapped), 0, 0, 0]);
+        }
+        data.truncate(8 + usize::from(room) * 16);
+        Ok(data)
+    }
+
+    /// Whether all blocks of a copy are there.
+    pub(super) fn in_range(&self, operation: &Operation) -> bool {
+        match operation {
+            Operation::Copy { from, to, blocks } => {
+                let inside = |lba: u64| self.range(lba, usize::from(*blocks)).is_some();
+                inside(*from) && inside(*to)
+            }
+            _ => true,
+        }
+    }
+
+    fn copy(&mut self, from: u64, to: u64, blocks: u8) -> Expected {
+        let (Some(source), Some(_)) = (
+            self.range(from, blocks.into()),
+            self.range(to, blocks.into()),
+        ) else {
+            return Err((0xA, 0, None));
+        };
+        let fills = self.fills[source].to_vec();
+        self.write(to, &fills)
     }
 
     fn verify(&self, lba: u64, fills: &[u8]) -> Expected {
         let Some(range) = self.range(lba, fills.len()) else {
             return OUT_OF_RANGE;
         };
-        match self.0[range]
+        match self.fills[range]
             .iter()
             .zip(fills)
             .position(|(found, wanted)| found != wanted)
@@ -170,7 +267,7 @@ impl Model {
             Operation::Read { form, lba, blocks } => {
                 let data = self
                     .range(*lba, usize::from(*blocks))
-                    .map(|at| expand(&self.0[at]));
+                    .map(|at| expand(&self.fills[at]));
                 let cdb = cdb_of_form(*form, false, *lba, *blocks);
                 // READ(6) has no form for 0 blocks: `cdb_of_form` took another.
                 (cdb, Vec::new(), data.map_or(OUT_OF_RANGE, Ok))
@@ -230,7 +327,12 @@ impl Model {
                 } else {
                     expand(&[fill])
                 };
-                let expected = match self.write(*lba, &vec![fill; usize::from(*blocks)]) {
+                let written = if *unmap && fill == 0 {
+                    self.unmap(*lba, *blocks)
+                } else {
+                    self.write(*lba, &vec![fill; usize::from(*blocks)])
+                };
+                let expected = match written {
                     Ok(_) if *blocks == 0 => Err((5, 0x24, None)),
                     other => other,
                 };
@@ -239,7 +341,7 @@ impl Model {
             Operation::OrWrite { lba, fill } => {
                 let mut new = fill.clone();
                 if let Some(range) = self.range(*lba, fill.len()) {
-                    for (new, old) in new.iter_mut().zip(&self.0[range]) {
+                    for (new, old) in new.iter_mut().zip(&self.fills[range]) {
                         *new |= old;
                     }
                 }
@@ -257,7 +359,7 @@ impl Model {
                     |&(lba, blocks): &(u64, u8)| self.range(lba, usize::from(blocks)).is_some();
                 let expected = if ranges.iter().all(inside) {
                     for (lba, blocks) in ranges {
-                        self.write(*lba, &vec![0; usize::from(*blocks)]).unwrap();
+                        self.unmap(*lba, *blocks).unwrap();
                     }
                     Ok(Vec::new())
                 } else {
@@ -265,6 +367,31 @@ impl Model {
                 };
                 let cdb = vec![0x42, 0, 0, 0, 0, 0, 0, 0, bytes + 8, 0];
                 (cdb, list, expected)
+            }
+            Operation::WriteAtomic { lba, fill } => {
+                let mut cdb = vec![0x9C, 0];
+                cdb.extend(lba.to_be_bytes());
+                cdb.extend([0, 0, 0, count(fill), 0, 0]);
+                let expected = if count(fill) <= ATOMIC_BLOCKS {
+                    self.write(*lba, fill)
+                } else if self.range(*lba, fill.len()).is_some() {
+                    Err((5, 0x24, None))
+                } else {
+                    OUT_OF_RANGE
+                };
+                (cdb, expand(fill), expected)
+            }
+            Operation::Copy { from, to, blocks } => {
+                let segment = copies::segment((0, 0), 0, u16::from(*blocks), *from, *to);
+                let list = copies::list(0, 3, &[copies::cscd("lun-0001", 512)], &[segment]);
+                let expected = self.copy(*from, *to, *blocks);
+                (copies::cdb(&list), list, expected)
+            }
+            Operation::LbaStatus { lba, room } => {
+                let mut cdb = vec![0x9E, 0x12];
+                cdb.extend(lba.to_be_bytes());
+                cdb.extend([0, 0, 0, 8 + room * 16, 0, 0]);
+                (cdb, Vec::new(), self.lba_status(*lba, *room))
             }
         }
     }
@@ -277,9 +404,8 @@ proptest! {
     fn unit_behaves_as_a_vector_of_bytes(
         operations in prop::collection::vec(operation(), 1..40),
     ) {
-        let blocks = usize::try_from(BLOCKS).unwrap();
-        let fixture = Fixture::with_device(RamDevice::new(512, blocks, true));
-        let mut model = Model(vec![0; blocks]);
+        let fixture = Fixture::with_device(device());
+        let mut model = Model::new();
         for operation in &operations {
             let (cdb, data_out, expected) = model.apply(operation);
             let (completion, data_in) = fixture.run(&cdb, &data_out);
@@ -296,7 +422,7 @@ proptest! {
                     _ => data_out.len(),
                 });
             }
-            prop_assert_eq!(fixture.device.contents(), expand(&model.0));
+            prop_assert_eq!(fixture.device.contents(), model.contents());
         }
     }
 }
