@@ -20,6 +20,7 @@ use qos::DeviceRate;
 use crate::Director;
 
 mod medium;
+mod model;
 mod operator;
 mod shaping;
 

@@ -11,7 +11,7 @@ const CHECK_CONDITION: u8 = 2;
 const SYNCHRONIZE_CACHE: [u8; 10] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Lets go what it holds up at the end of a test, whose director waits for it.
-struct Faulty(Arc<Faults>);
+pub(super) struct Faulty(pub(super) Arc<Faults>);
 
 impl std::ops::Deref for Faulty {
     type Target = Faults;
