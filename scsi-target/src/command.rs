@@ -43,6 +43,7 @@ impl<'a> CommandContext<'a> {
                 opcode::MODE_SELECT_6
                 | opcode::MODE_SELECT_10
                 | opcode::UNMAP
+                | opcode::FORMAT_UNIT
                 | opcode::PERSISTENT_RESERVE_OUT
                 | opcode::MAINTENANCE_OUT
                 | opcode::EXTENDED_COPY => AdditionalSense::PARAMETER_LIST_LENGTH_ERROR,
@@ -106,11 +107,11 @@ pub(crate) fn execute(
     (command.run)(context)
 }
 
-/// Refuses a command that the unit, sanitized at this moment or without success, cannot run.
+/// Refuses a command that the unit, sanitized or formatted at this moment or without success,
+/// cannot run.
 fn check_sanitize(sanitize: Sanitize, opcode: u8) -> Result<(), Sense> {
-    let may_run = matches!(sanitize, Sanitize::Failed { .. }) && opcode == opcode::SANITIZE;
     match sanitize.sense() {
-        Some(sense) if !may_run => Err(sense),
+        Some(sense) if !sanitize.lets_run(opcode) => Err(sense),
         _ => Ok(()),
     }
 }
@@ -224,6 +225,15 @@ pub fn data_out_bytes(cdb: &[u8], block_bytes: u32) -> u64 {
         }
         opcode::WRITE_SAME_10 => block_bytes,
         opcode::WRITE_SAME_16 if !cdb.has(1, 0x01) => block_bytes,
+        // Its header, which alone is looked at: FMTDATA, and LONGLIST for the long one.
+        opcode::FORMAT_UNIT if !cdb.has(1, 0x10) => 0,
+        opcode::FORMAT_UNIT => {
+            if cdb.has(1, 0x20) {
+                8
+            } else {
+                4
+            }
+        }
         opcode::MODE_SELECT_6 => cdb.uint(4..5),
         opcode::MODE_SELECT_10 | opcode::UNMAP | opcode::SANITIZE => cdb.uint(7..9),
         opcode::PERSISTENT_RESERVE_OUT => cdb.uint(5..9),
@@ -259,6 +269,9 @@ mod tests {
             512
         );
         assert_eq!(bytes(&[0x15, 0x10, 0, 0, 24, 0]), 24);
+        assert_eq!(bytes(&[0x04, 0x20, 0, 0, 0, 0]), 0);
+        assert_eq!(bytes(&[0x04, 0x18, 0, 0, 0, 0]), 4);
+        assert_eq!(bytes(&[0x04, 0x30, 0, 0, 0, 0]), 8);
         assert_eq!(bytes(&[0x8A; 16]), 0x8A8A_8A8A * 512);
         assert_eq!(bytes(&[]), 0);
     }

@@ -17,8 +17,9 @@ use crate::port_groups::{self, RunsIn};
 use crate::reservation::Reserved;
 use crate::sense::Sense;
 use crate::{
-    capacity, extended_copy, inquiry, log, maintenance, mode, mode_select, persistent_reserve,
-    provisioning, read_write, report_luns, report_opcodes, reserve, sanitize, unit_control, verify,
+    capacity, extended_copy, format_unit, inquiry, log, maintenance, mode, mode_select,
+    persistent_reserve, provisioning, read_write, report_luns, report_opcodes, reserve, sanitize,
+    unit_control, verify,
 };
 
 /// UNMAP bit of WRITE SAME, byte 1.
@@ -228,6 +229,8 @@ const IMMED: u8 = 0x02;
 const UNMAP_NDOB: u8 = WRITE_SAME_UNMAP | 0x01;
 /// GROUP NUMBER.
 const GROUP: u8 = 0x1F;
+/// Byte 1 of FORMAT UNIT: LONGLIST, FMTDATA and CMPLST.
+const LONG_DATA_COMPLETE: u8 = 0x38;
 /// Byte 1 of SANITIZE: IMMED and AUSE, beside the service action.
 const IMMED_AUSE: u8 = 0xA0;
 
@@ -270,7 +273,7 @@ const fn sanitize(action: u8) -> Command {
 
 // One row a command, in columns.
 #[rustfmt::skip]
-static COMMANDS: [Command; 67] = {
+static COMMANDS: [Command; 68] = {
     use Access::{Medium, None, Write};
     use Command as C;
     use Reserved::{Free, FreeOfPersistent, Own, Prevents, Reads, Starts, Writes};
@@ -280,6 +283,7 @@ static COMMANDS: [Command; 67] = {
         // 6-byte CDBs
         C::new([op::TEST_UNIT_READY, 0, 0, 0, 0, 0], Medium, FreeOfPersistent, unit_control::test_unit_ready),
         C::new([op::REQUEST_SENSE, 0x01, 0, 0, F, 0], None, Free, unit_control::request_sense).runs_in(Any),
+        C::new([op::FORMAT_UNIT, LONG_DATA_COMPLETE, 0, 0, 0, 0], Write, Writes, format_unit::format_unit),
         C::blocks_6(op::READ_6, Medium, Reads, read_write::read),
         C::blocks_6(op::WRITE_6, Write, Writes, read_write::write),
         C::new([op::INQUIRY, 0x01, F, F, F, 0], None, Free, inquiry::inquiry).runs_in(Any),

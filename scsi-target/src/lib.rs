@@ -12,9 +12,9 @@
 //! To read the code, begin with `nexus` (a command comes in), `command` (what all commands have
 //! in common) and `command_table` (where it goes from there).
 //!
-//! Not here, hence answered 5/20/00: FORMAT UNIT, LOG SELECT, RECEIVE DIAGNOSTIC RESULTS, copies
-//! by token. Protection information, ACA, NACA, saved mode pages, SPEC_I_PT and cryptographic
-//! erasure are refused. A unit has WRITE ATOMIC, REPORT TIMESTAMP, APTPL or SET TARGET PORT GROUPS
+//! Not here, hence answered 5/20/00: LOG SELECT, RECEIVE DIAGNOSTIC RESULTS, copies
+//! by token. Protection information, ACA, NACA, saved mode pages, SPEC_I_PT, lists of
+//! defects and cryptographic erasure are refused. A unit has WRITE ATOMIC, REPORT TIMESTAMP, APTPL or SET TARGET PORT GROUPS
 //! if its device and its maker provide for it.
 //!
 //! ```
@@ -34,6 +34,7 @@ mod cdb;
 mod command;
 mod command_table;
 mod extended_copy;
+mod format_unit;
 mod identity;
 mod inquiry;
 mod log;

@@ -2,6 +2,7 @@
 
 pub(crate) const TEST_UNIT_READY: u8 = 0x00;
 pub(crate) const REQUEST_SENSE: u8 = 0x03;
+pub(crate) const FORMAT_UNIT: u8 = 0x04;
 pub(crate) const READ_6: u8 = 0x08;
 pub(crate) const WRITE_6: u8 = 0x0A;
 pub(crate) const INQUIRY: u8 = 0x12;

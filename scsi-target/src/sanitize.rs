@@ -2,10 +2,12 @@
 //!
 //! It is done before the answer also with IMMED, which allows but does not ask for an early one.
 //! Meanwhile other nexuses get 2/04/1B with the progress, afterwards 3/31/03 if it failed.
+//! The state that says so is also that of FORMAT UNIT (`format_unit`).
 
 use crate::cdb::be_uint;
 use crate::command::CommandContext;
 use crate::logical_unit::LogicalUnit;
+use crate::opcode;
 use crate::provisioning::UNMAP_BLOCKS_MAX;
 use crate::sense::{AdditionalSense, Sense, SenseKey};
 
@@ -19,7 +21,7 @@ const HEADER_BYTES: usize = 4;
 /// Bytes written at a time.
 const PIECE_BYTES: u32 = 64 * 1024;
 
-/// What SANITIZE left behind. Outlives resets.
+/// What SANITIZE or FORMAT UNIT does or left behind. Outlives resets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Sanitize {
     /// Nothing.
@@ -32,6 +34,10 @@ pub(crate) enum Sanitize {
         /// AUSE of the command.
         unrestricted: bool,
     },
+    /// FORMAT UNIT is at work: 65536ths done.
+    Formatting(u16),
+    /// FORMAT UNIT failed.
+    Unformatted,
 }
 
 impl Sanitize {
@@ -39,17 +45,34 @@ impl Sanitize {
     pub(crate) const fn sense(self) -> Option<Sense> {
         match self {
             Self::Idle => None,
-            Self::Running(done) => {
-                let additional = AdditionalSense::SANITIZE_IN_PROGRESS;
-                let mut sense = Sense::new(SenseKey::NotReady, additional);
-                sense.progress = Some(done);
-                Some(sense)
-            }
+            Self::Running(done) => Some(in_progress(AdditionalSense::SANITIZE_IN_PROGRESS, done)),
+            Self::Formatting(done) => Some(in_progress(AdditionalSense::FORMAT_IN_PROGRESS, done)),
             Self::Failed { .. } => Some(FAILED),
+            Self::Unformatted => Some(UNFORMATTED),
+        }
+    }
+
+    /// Whether this command gets the unit out of its state.
+    pub(crate) const fn lets_run(self, opcode: u8) -> bool {
+        match self {
+            Self::Idle => true,
+            Self::Running(_) | Self::Formatting(_) => false,
+            Self::Failed { .. } => opcode == opcode::SANITIZE,
+            Self::Unformatted => opcode == opcode::FORMAT_UNIT,
         }
     }
 }
 
+const fn in_progress(additional: AdditionalSense, done: u16) -> Sense {
+    let mut sense = Sense::new(SenseKey::NotReady, additional);
+    sense.progress = Some(done);
+    sense
+}
+
+pub(crate) const UNFORMATTED: Sense = Sense::new(
+    SenseKey::MediumError,
+    AdditionalSense::MEDIUM_FORMAT_CORRUPTED,
+);
 const FAILED: Sense = Sense::new(SenseKey::MediumError, AdditionalSense::SANITIZE_FAILED);
 
 pub(crate) fn sanitize(context: &mut CommandContext<'_>) -> Result<(), Sense> {
@@ -165,7 +188,7 @@ impl Overwrite {
 }
 
 /// The pieces of a unit, pass by pass: LBA, blocks, and 65536ths done with this piece.
-struct Pieces {
+pub(crate) struct Pieces {
     blocks: u64,
     piece_blocks: u64,
     passes: u64,
@@ -174,7 +197,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn new(unit: &LogicalUnit, piece_blocks: u64, passes: u8) -> Self {
+    pub(crate) fn new(unit: &LogicalUnit, piece_blocks: u64, passes: u8) -> Self {
         Self {
             blocks: unit.block_count().max(1),
             piece_blocks,

@@ -76,6 +76,7 @@ additional_sense! {
     ACCESS_STATE_TRANSITION = 0x04, 0x0A, "The target port changes its access state.";
     TARGET_PORT_STANDBY = 0x04, 0x0B, "The target port is in standby state.";
     TARGET_PORT_UNAVAILABLE = 0x04, 0x0C, "The target port is in unavailable state.";
+    FORMAT_IN_PROGRESS = 0x04, 0x04, "The unit is being formatted.";
     SANITIZE_IN_PROGRESS = 0x04, 0x1B, "The unit is being sanitized.";
     WRITE_ERROR = 0x0C, 0x00, "Write error.";
     THIRD_PARTY_DEVICE_FAILURE = 0x0D, 0x01, "The source or destination of a copy failed.";
@@ -97,6 +98,7 @@ additional_sense! {
     WRITE_PROTECTED = 0x27, 0x00, "The medium or the unit is read only.";
     SOFTWARE_WRITE_PROTECTED = 0x27, 0x02, "SWP of the Control mode page is set.";
     SPACE_ALLOCATION_FAILED = 0x27, 0x07, "Space allocation failed write protect.";
+    MEDIUM_FORMAT_CORRUPTED = 0x31, 0x00, "FORMAT UNIT failed.";
     SANITIZE_FAILED = 0x31, 0x03, "Sanitize command failed.";
     SAVING_NOT_SUPPORTED = 0x39, 0x00, "Saving parameters not supported.";
     FAILED_SELF_TEST = 0x3E, 0x03, "Logical unit failed self-test.";

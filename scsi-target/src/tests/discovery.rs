@@ -266,7 +266,7 @@ fn supported_opcodes_are_exactly_those_that_run() {
         usize::from(all[2]) << 8 | usize::from(all[3]),
         all.len() - 4
     );
-    assert_eq!(listed.len(), 64);
+    assert_eq!(listed.len(), 65);
     for opcode in 0..=0xFF_u8 {
         for service_action in 0..32_u8 {
             let mut cdb = [0; 32];
@@ -307,7 +307,7 @@ fn one_command_format_shows_the_usage_map_and_timeouts() {
     assert_eq!(report(0x81, 0x28, 0).1, with_timeouts);
     assert_eq!(report(2, 0xA3, 0x0D).1[..6], [0, 3, 0, 12, 0xA3, 0x0D]);
     assert_eq!(report(2, 0xA3, 0x1F).1, [0, 1, 0, 0]);
-    assert_eq!(report(1, 0x04, 0).1, [0, 1, 0, 0]);
+    assert_eq!(report(1, 0x07, 0).1, [0, 1, 0, 0]);
     assert_eq!(report(3, 0x28, 0).1, read_10);
     assert_eq!(report(3, 0x28, 1).1, [0, 1, 0, 0]);
     assert_eq!(report(3, 0x9E, 0x10).1[..5], [0, 3, 0, 16, 0x9E]);
@@ -317,7 +317,7 @@ fn one_command_format_shows_the_usage_map_and_timeouts() {
         assert_eq!(completion.sense.unwrap().additional.asc, 0x24);
     }
     let timed = fixture.good(&[0xA3, 0x0C, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 0], &[]);
-    assert_eq!(timed.len(), 4 + 64 * 20);
+    assert_eq!(timed.len(), 4 + 65 * 20);
     assert_eq!(timed[4 + 5] & 0x02, 0x02);
 }
 

@@ -1,5 +1,5 @@
 //! LOG SENSE, SEND DIAGNOSTIC, identifying information, timestamp, PRE-FETCH, ORWRITE, WRITE
-//! ATOMIC, SANITIZE.
+//! ATOMIC, SANITIZE, FORMAT UNIT.
 
 use std::sync::Arc;
 
@@ -269,6 +269,122 @@ fn others_are_told_of_the_progress_of_sanitize() {
     for (sense, step) in seen.iter().zip(0_u16..) {
         assert_eq!((sense.key.code(), sense.additional.ascq), (2, 0x1B));
         assert_eq!(sense.progress, Some(step * 4096));
+    }
+    fixture.good(&[0; 6], &[]);
+}
+
+fn format(flags: u8) -> [u8; 6] {
+    [0x04, flags, 0, 0, 0, 0]
+}
+
+const FMTDATA: u8 = 0x10;
+const LONGLIST: u8 = 0x20;
+
+#[test]
+fn format_takes_the_backing_of_every_block_or_makes_it_zeroes() {
+    for thin in [true, false] {
+        let fixture = Fixture::with_device(RamDevice::new(512, 200, thin));
+        for (cdb, list) in [
+            (format(0), &[][..]),
+            (format(FMTDATA), &[0, 0x02, 0, 0]),
+            // What sg_format sends: CMPLST, and DCRT with FOV.
+            (format(FMTDATA | 0x08), &[0, 0xA2, 0, 0]),
+            (format(FMTDATA | LONGLIST), &[0, 0, 0, 0, 0, 0, 0, 0]),
+        ] {
+            fixture.good(&cdb_16(0x93, 0, 0, 200), &[7; 512]);
+            fixture.good(&cdb, list);
+            assert_eq!(fixture.device.contents(), vec![0; 200 * 512]);
+            let status = fixture.good(&cdb_16(0x9E, 0x12, 0, 64), &[]);
+            assert_eq!(status[19..21], [200, u8::from(thin)]);
+        }
+        let flushes = &fixture.device.flushes;
+        assert_eq!(flushes.load(std::sync::atomic::Ordering::SeqCst), 4);
+    }
+}
+
+#[test]
+fn format_with_defects_protection_or_a_pattern_changes_nothing() {
+    let fixture = Fixture::new(8);
+    fixture.good(&cdb_16(0x93, 0, 0, 8), &[7; 512]);
+    let (data, long) = (FMTDATA, FMTDATA | LONGLIST);
+    // FMTPINFO, DEFECT LIST FORMAT, CMPLST or LONGLIST without data.
+    for flags in [0x40, 0x80, data | 0x40, data | 0x04, 0x08, LONGLIST] {
+        assert_eq!(fixture.sense(&format(flags), &[0; 4]), (5, 0x24, 0));
+    }
+    // FFMT.
+    assert_eq!(fixture.sense(&[4, 0, 0, 0, 1, 0], &[]), (5, 0x24, 0));
+    for (flags, list) in [
+        (data, &[1, 0, 0, 0][..]),
+        // DCRT without FOV, IP, a vendor's bit.
+        (data, &[0, 0x20, 0, 0]),
+        (data, &[0, 0x88, 0, 0]),
+        (data, &[0, 0x01, 0, 0]),
+        // A defect.
+        (data, &[0, 0, 0, 4, 0, 0, 0, 1]),
+        (long, &[0, 0, 0, 0, 0, 0, 0, 8]),
+        (long, &[0, 0, 0, 0x10, 0, 0, 0, 0]),
+    ] {
+        assert_eq!(
+            fixture.sense(&format(flags), list),
+            (5, 0x26, 0),
+            "{list:x?}"
+        );
+    }
+    for (flags, list) in [(data, &[0; 3][..]), (long, &[0; 4]), (data, &[])] {
+        assert_eq!(fixture.sense(&format(flags), list), (5, 0x1A, 0));
+    }
+    fixture
+        .device
+        .read_only
+        .store(true, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(fixture.sense(&format(0), &[]), (7, 0x27, 0));
+    fixture
+        .device
+        .read_only
+        .store(false, std::sync::atomic::Ordering::SeqCst);
+    let other = second_nexus(&fixture.unit, 2);
+    assert_eq!(sense_of(&other, LUN_0, &[0; 6], &[]), (6, 0x29, 0));
+    let (completion, _) = run_at(&other, LUN_0, &[0x16, 0, 0, 0, 0, 0], &[]);
+    assert_eq!(completion.status, Status::Good);
+    let (completion, _) = fixture.run(&format(0), &[]);
+    assert_eq!(completion.status, Status::ReservationConflict);
+    assert_eq!(fixture.device.contents(), vec![7; 8 * 512]);
+}
+
+#[test]
+fn failed_format_locks_the_unit_until_one_succeeds() {
+    let fixture = Fixture::new(2048);
+    fixture.device.fail_at(Some((5, MediumErrorKind::Write)));
+    assert_eq!(fixture.sense(&format(0), &[]), (3, 0x31, 0));
+    fixture.device.fail_at(None);
+    for cdb in [&cdb_16(0x88, 0, 0, 1)[..], &[0; 6], &sanitize(0x1F, 0)] {
+        assert_eq!(fixture.sense(cdb, &[]), (3, 0x31, 0));
+    }
+    assert_eq!(fixture.good(&[0x03, 0, 0, 0, 18, 0], &[])[12], 0x31);
+    fixture.good(&format(0), &[]);
+    fixture.good(&cdb_16(0x88, 0, 0, 1), &[]);
+}
+
+#[test]
+fn others_are_told_of_the_progress_of_format() {
+    let fixture = Fixture::with_device(RamDevice::new(512, 8192, false));
+    let other = second_nexus(&fixture.unit, 2);
+    assert_eq!(sense_of(&other, LUN_0, &[0; 6], &[]), (6, 0x29, 0));
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let notes = seen.clone();
+    fixture.device.on_write(move || {
+        let (completion, _) = run_at(&other, LUN_0, &[0; 6], &[]);
+        notes.lock().unwrap().push(completion.sense.unwrap());
+        let (_, data) = run_at(&other, LUN_0, &[0x03, 0, 0, 0, 18, 0], &[]);
+        assert_eq!((data[2], data[12], data[13], data[15]), (2, 4, 4, 0x80));
+    });
+    fixture.good(&format(FMTDATA), &[0, 0x02, 0, 0]);
+    let seen = seen.lock().unwrap();
+    // In pieces of 1 MiB, each of which the device writes in pieces of 64 KiB.
+    assert_eq!(seen.len(), 64);
+    let progress: Vec<_> = seen.iter().map(|sense| sense.progress.unwrap()).collect();
+    for (progress, step) in progress.chunks(16).zip(0_u16..) {
+        assert_eq!(progress, [step << 14; 16]);
     }
     fixture.good(&[0; 6], &[]);
 }
