@@ -14,6 +14,8 @@
 mod command;
 mod flights;
 mod iscsi;
+#[cfg(test)]
+mod outage;
 mod sg;
 mod unit;
 

@@ -765,7 +765,7 @@ impl World {
 
 fn cases() -> u32 {
     if std::env::var_os("ORIMONO_TEST_FULL").is_some() {
-        10_000
+        12_000
     } else {
         150
     }
