@@ -393,6 +393,14 @@ struct World {
     deferred: Vec<(u64, TaskResponse)>,
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        // The director waits for its media, and both ends of the session for each other.
+        self.faults.stall(false);
+        self.lab.endpoint.close("test");
+    }
+}
+
 impl World {
     fn new() -> Self {
         let mut faults = None;
@@ -531,9 +539,9 @@ impl World {
                 waits = true;
                 running.ended.get_or_insert(ended);
             }
-            let (gone, kept) = self.waiting.drain(..).partition(named);
+            let (gone, kept): (Vec<_>, _) = self.waiting.drain(..).partition(named);
             self.waiting = kept;
-            for task in Vec::from(gone) {
+            for task in gone {
                 if task.complete {
                     self.any_order.push((task.tag, End::Ended(ended)));
                 } else {
@@ -748,16 +756,13 @@ impl World {
             let query = self.tag();
             self.lab
                 .send(device, [manage(TaskFunction::QueryTask, query, tag, lun)]);
-            loop {
-                match self.lab.next() {
-                    Seen::Management { tag, response } if tag == query => {
-                        if response == TaskResponse::Succeeded {
-                            return;
-                        }
-                        break;
+            match self.lab.next() {
+                Seen::Management { tag, response } if tag == query => {
+                    if response == TaskResponse::Succeeded {
+                        return;
                     }
-                    other => panic!("{other:?}"),
                 }
+                other => panic!("{other:?}"),
             }
         }
     }
