@@ -117,6 +117,9 @@ pub struct Vhba {
     pub reconnect: bool,
     /// PCI bus, or the root complex.
     pub bus: Option<String>,
+    /// Place in the firmware's order of boot devices, for LUN 0; `None` is behind all that have
+    /// one.
+    pub boot_index: Option<u16>,
 }
 
 impl Vhba {
@@ -128,6 +131,7 @@ impl Vhba {
             queues: 1,
             reconnect: true,
             bus: None,
+            boot_index: None,
         }
     }
 }
@@ -196,6 +200,9 @@ pub fn vhba_args(vhba: &Vhba, version: Version) -> Vec<OsString> {
         .set("id", &vhba.id)
         .set("chardev", format!("{}-socket", vhba.id));
     device.set("num_queues", vhba.queues.to_string());
+    if let Some(index) = vhba.boot_index {
+        device.set("bootindex", index.to_string());
+    }
     if let Some(bus) = &vhba.bus {
         device.set("bus", bus);
     }

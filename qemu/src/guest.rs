@@ -443,6 +443,27 @@ impl Guest {
     }
 }
 
+/// As [`Machine::run_from_disk`].
+pub(crate) fn run_to_power_off(machine: &Machine, within: Duration) -> Result<String, GuestError> {
+    let folder = Folder::new(machine.folder_path())?;
+    // QEMU does not start without somebody to connect to; nobody reads what it says there.
+    let _monitor = UnixListener::bind(folder.path().join(MONITOR_SOCKET))
+        .map_err(setup("listen for QEMU's monitor"))?;
+    let mut process = Process::start(machine, folder.path())?;
+    let ended = process.wait(within).map_err(setup("wait for QEMU"))?;
+    let why = match process.child.try_wait().map_err(setup("wait for QEMU"))? {
+        Some(status) if ended && status.success() => {
+            let console = fs::read(folder.path().join(SERIAL_LOG));
+            let console = console.map_err(setup("read the serial console"))?;
+            return Ok(String::from_utf8_lossy(&console).into_owned());
+        }
+        Some(status) => format!("QEMU ended ({status})"),
+        None => format!("no power off within {} ms", within.as_millis()),
+    };
+    let log = folder.log_tail();
+    Err(GuestError::NotReady { why, log })
+}
+
 fn setup(what: &str) -> impl Fn(io::Error) -> GuestError {
     move |source| GuestError::Setup {
         what: what.to_owned(),

@@ -7,10 +7,12 @@
 //! | `guest-init-target/` | cargo's folder for PID 1 |
 //! | `initramfs.cpio` | not compressed: unpacking costs more under TCG than copying |
 //! | `tools.cpio` | programs with large libraries, a disk of the guest, unpacked at first use |
+//! | `debian.img`, `debian.recipe` | a disk that firmware boots ([`debian`]), and what it was made from |
 //! | `initramfs.inputs` | the recipe and, for each file in the initramfs, its size and time |
 //!
 //! Everything is made beside its name and renamed, so that what is there is whole.
 
+pub mod debian;
 mod kernel;
 mod root;
 pub mod soft_roce;

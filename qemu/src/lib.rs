@@ -54,4 +54,4 @@ pub use device::{MacAddress, Vhba, Vnic, vhba_args, vnic_args};
 pub use emulator::{Qemu, Version};
 pub use guest::{CommandId, ExitStatus, Guest, GuestError, Output};
 pub use image::GuestImage;
-pub use machine::Machine;
+pub use machine::{Firmware, Machine};

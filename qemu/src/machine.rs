@@ -10,7 +10,7 @@ use crate::{
     accelerator::Accelerator,
     device::{Options, Vhba, Vnic, vhba_args, vnic_args},
     emulator::Qemu,
-    guest::{Guest, GuestError},
+    guest::{self, Guest, GuestError},
     image::{GuestImage, TOOLS_SERIAL},
 };
 
@@ -24,6 +24,18 @@ pub const QMP_SOCKET: &str = "qmp.sock";
 pub const SERIAL_LOG: &str = "serial.log";
 
 const BOOT_WITHIN_DEFAULT: Duration = Duration::from_secs(60);
+
+/// OVMF with the variables in memory, of Debian's package `ovmf`.
+const OVMF: &str = "/usr/share/ovmf/OVMF.fd";
+
+/// What starts a guest that boots from a disk.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Firmware {
+    /// A PC's BIOS, as it comes with QEMU.
+    SeaBios,
+    /// UEFI, of Debian's package `ovmf`.
+    Ovmf,
+}
 
 /// Describes a guest; [`Machine::boot`] makes one.
 #[derive(Clone, Debug)]
@@ -40,6 +52,7 @@ pub struct Machine {
     arguments: Vec<OsString>,
     folder: Option<PathBuf>,
     boot_within: Duration,
+    firmware: Option<Firmware>,
 }
 
 impl Machine {
@@ -59,6 +72,7 @@ impl Machine {
             arguments: Vec::new(),
             folder: None,
             boot_within: BOOT_WITHIN_DEFAULT,
+            firmware: None,
         }
     }
 
@@ -172,9 +186,15 @@ impl Machine {
             .set("share", "on");
         push("-object", memory.finish());
 
-        push("-kernel", self.image.kernel().into());
-        push("-initrd", self.image.initramfs().into());
-        push("-append", self.kernel_command_line().into());
+        match self.firmware {
+            None => {
+                push("-kernel", self.image.kernel().into());
+                push("-initrd", self.image.initramfs().into());
+                push("-append", self.kernel_command_line().into());
+            }
+            Some(Firmware::SeaBios) => {}
+            Some(Firmware::Ovmf) => push("-bios", OVMF.into()),
+        }
 
         let mut serial = Options::new("file");
         serial
@@ -196,30 +216,32 @@ impl Machine {
         push("-chardev", qmp.finish());
         push("-mon", "chardev=qmp,mode=control".into());
 
-        let mut channel = Options::new("socket");
-        channel
-            .set("id", "channel")
-            .set_path("path", &folder.join(CHANNEL_SOCKET));
-        channel.set("server", "on").set("wait", "off");
-        push("-chardev", channel.finish());
-        push("-device", "virtio-serial-pci,id=serial0,max_ports=2".into());
-        let mut port = Options::new("virtserialport");
-        port.set("chardev", "channel")
-            .set("name", guest_init::PORT_NAME);
-        push("-device", port.finish());
         push("-device", "virtio-rng-pci,id=rng0".into());
+        if self.firmware.is_none() {
+            let mut channel = Options::new("socket");
+            channel
+                .set("id", "channel")
+                .set_path("path", &folder.join(CHANNEL_SOCKET));
+            channel.set("server", "on").set("wait", "off");
+            push("-chardev", channel.finish());
+            push("-device", "virtio-serial-pci,id=serial0,max_ports=2".into());
+            let mut port = Options::new("virtserialport");
+            port.set("chardev", "channel")
+                .set("name", guest_init::PORT_NAME);
+            push("-device", port.finish());
 
-        let mut tools = Options::new("driver=file");
-        tools
-            .set("node-name", "tools")
-            .set_path("filename", self.image.tools());
-        tools.set("read-only", "on");
-        push("-blockdev", tools.finish());
-        let mut disk = Options::new("virtio-blk-pci");
-        disk.set("id", "tools0")
-            .set("drive", "tools")
-            .set("serial", TOOLS_SERIAL);
-        push("-device", disk.finish());
+            let mut tools = Options::new("driver=file");
+            tools
+                .set("node-name", "tools")
+                .set_path("filename", self.image.tools());
+            tools.set("read-only", "on");
+            push("-blockdev", tools.finish());
+            let mut disk = Options::new("virtio-blk-pci");
+            disk.set("id", "tools0")
+                .set("drive", "tools")
+                .set("serial", TOOLS_SERIAL);
+            push("-device", disk.finish());
+        }
 
         for index in 0..self.root_ports {
             let mut root_port = Options::new("pcie-root-port");
@@ -265,6 +287,23 @@ impl Machine {
     /// shows the last lines of QEMU and of the serial console.
     pub fn boot(self) -> Result<Guest, GuestError> {
         Guest::boot(&self)
+    }
+
+    /// Starts a guest without our kernel, PID 1 and tools disk: `firmware` boots it from a device
+    /// that has a place in its order ([`Vhba::boot_index`]). Waits until the guest powers off, and
+    /// returns its serial console; bytes that are not UTF-8 are replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError::Setup`]; [`GuestError::NotReady`], with the last lines of QEMU and of the
+    /// serial console, when the guest has not powered off after `within`, and is killed then.
+    pub fn run_from_disk(
+        mut self,
+        firmware: Firmware,
+        within: Duration,
+    ) -> Result<String, GuestError> {
+        self.firmware = Some(firmware);
+        guest::run_to_power_off(&self, within)
     }
 
     pub(crate) const fn qemu(&self) -> &Qemu {

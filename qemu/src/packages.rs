@@ -50,6 +50,19 @@ pub const RDMA_PACKAGES: [Package; 4] = [
     ),
 ];
 
+/// What making and starting a guest that boots from a disk ([`crate::image::debian`]) needs beyond
+/// [`PACKAGES`].
+pub const SAN_BOOT_PACKAGES: [Package; 8] = [
+    package("mmdebstrap", "mmdebstrap", "makes a root file system"),
+    package("fdisk", "sfdisk", "partitions a disk of a guest"),
+    package("dosfstools", "mkfs.fat", "makes an EFI system partition"),
+    package("mtools", "mcopy", "fills an EFI system partition"),
+    package("grub-common", "grub-mkimage", "makes boot loaders"),
+    package("grub-pc-bin", "", "boot loader for SeaBIOS"),
+    package("grub-efi-amd64-bin", "", "boot loader for OVMF"),
+    package("ovmf", "", "UEFI firmware of guests"),
+];
+
 /// All that guests and suites need beyond a Rust toolchain.
 pub const PACKAGES: [Package; 11] = [
     package("qemu-system-x86", "qemu-system-x86_64", "runs the guests"),

@@ -5,7 +5,8 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use orimono_qemu::image::soft_roce;
+use orimono_qemu::image::{debian, soft_roce};
+use orimono_qemu::packages::Package;
 use orimono_qemu::{GuestImage, image, packages};
 use serde_json::Value;
 
@@ -18,7 +19,7 @@ pub(crate) struct Test {
     /// The suites to run; all of them when none is named
     #[arg(value_enum)]
     suites: Vec<Suite>,
-    /// Also the slow cases, RDMA in a guest and, when no suite is named, the models
+    /// Also the slow cases, RDMA in a guest, booting from a LUN and, when no suite is named, the models
     #[arg(long)]
     full: bool,
     /// Only tests whose name contains this
@@ -109,6 +110,12 @@ pub(crate) fn run(test: &Test) -> Result<ExitCode> {
     if suites.contains(&Suite::Guest) {
         GuestImage::ensure_telling(&image::default_cache(), &mut say)?;
     }
+    if test.full && test.suite.is_none() && suites.contains(&Suite::Guest) {
+        install(&packages::SAN_BOOT_PACKAGES)
+            .context("cannot install packages for booting from a SAN")?;
+        debian::ensure(&image::default_cache(), &mut say)
+            .context("cannot make a disk with Debian")?;
+    }
     let rdma = (test.full && test.suite.is_none() && suites.contains(&Suite::Guest))
         .then(rdma_tests)
         .transpose()?;
@@ -160,14 +167,19 @@ pub(crate) fn build_programs() -> Result<()> {
     Ok(())
 }
 
-/// Builds the tests of fabric-transport with RDMA, and the guest that has a device for them;
-/// installs what that needs first, after saying so.
-fn rdma_tests() -> Result<PathBuf> {
-    let missing = packages::missing_of(&packages::RDMA_PACKAGES);
+/// Installs those of `all` that are not there, after saying so.
+fn install(all: &[Package]) -> Result<()> {
+    let missing = packages::missing_of(all);
     for package in &missing {
         say(&format!("missing: {} ({})", package.name, package.purpose));
     }
-    packages::install(&missing, &mut say).context("cannot install packages for RDMA")?;
+    Ok(packages::install(&missing, &mut say)?)
+}
+
+/// Builds the tests of fabric-transport with RDMA, and the guest that has a device for them;
+/// installs what that needs first, after saying so.
+fn rdma_tests() -> Result<PathBuf> {
+    install(&packages::RDMA_PACKAGES).context("cannot install packages for RDMA")?;
     say("building the tests of RDMA links");
     let output = Command::new(env!("CARGO"))
         .current_dir(root()?)
