@@ -4,10 +4,6 @@
 //! Making the disk takes a minute or two, so nothing is tried without `ORIMONO_TEST_FULL=1`, which
 //! `cargo xtask test guest --full` sets.
 #![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
-#![expect(
-    clippy::print_stdout,
-    reason = "the times are what `--full` is read for"
-)]
 
 use std::path::Path;
 use std::process::Command;
