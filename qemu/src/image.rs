@@ -6,7 +6,7 @@
 //! | `kernel/` | Debian's kernel package, unpacked, with `modules.dep` |
 //! | `guest-init-target/` | cargo's folder for PID 1 |
 //! | `initramfs.cpio` | not compressed: unpacking costs more under TCG than copying |
-//! | `tools.cpio` | programs with large libraries, a disk of the guest, unpacked at first use |
+//! | `tools.cpio` | programs with large libraries and file systems, a disk of the guest, unpacked at first use |
 //! | `debian.img`, `debian.recipe` | a disk that firmware boots ([`debian`]), and what it was made from |
 //! | `initramfs.inputs` | the recipe and, for each file in the initramfs, its size and time |
 //!
@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// To be raised when the layout below changes without a change of any file.
-const RECIPE: u32 = 4;
+const RECIPE: u32 = 5;
 /// Target of PID 1; its glibc is linked statically.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Programs of the host that guests get, and the package each is from.
@@ -216,7 +216,8 @@ impl GuestImage {
         root.add_init(&init);
         root.add_modules(&kernel, recipe.modules)?;
         root.add_programs(&programs)?;
-        let tools = root.split_off(&late)?;
+        let mut tools = root.split_off(&late)?;
+        tools.add_late_modules(&kernel, &root)?;
         // The list goes first: a crash in between leaves an old list or none, never a wrong one.
         remove_if_there(&inputs_path)?;
         tools.write(&image.tools)?;

@@ -64,7 +64,7 @@ pub const SAN_BOOT_PACKAGES: [Package; 8] = [
 ];
 
 /// All that guests and suites need beyond a Rust toolchain.
-pub const PACKAGES: [Package; 11] = [
+pub const PACKAGES: [Package; 13] = [
     package("qemu-system-x86", "qemu-system-x86_64", "runs the guests"),
     package("kmod", "depmod", "orders the guest's kernel modules"),
     package("busybox-static", "busybox", "shell of the guests"),
@@ -76,6 +76,16 @@ pub const PACKAGES: [Package; 11] = [
     ),
     package("iperf3", "iperf3", "network load in guests"),
     package("fio", "fio", "storage load in guests"),
+    package(
+        "xfsprogs",
+        "mkfs.xfs",
+        "makes and checks XFS on LUNs of suites",
+    ),
+    package(
+        "btrfs-progs",
+        "mkfs.btrfs",
+        "makes and checks btrfs on LUNs of suites",
+    ),
     package("tgt", "tgtd", "iSCSI target of suites"),
     package("tshark", "tshark", "decodes captured SCSI commands"),
     package("sg3-utils", "sg_inq", "SCSI commands in guests"),

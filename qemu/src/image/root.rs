@@ -29,6 +29,8 @@ const MODULES_ON_DEMAND: [&str; 6] = [
     "crc32_generic",
     "virtio_blk",
 ];
+/// In the tools archive: `modprobe` finds them once a program of it was called.
+const MODULES_LATE: [&str; 2] = ["xfs", "btrfs"];
 /// Where the programs of the tools archive are. At their usual place is [`WRAPPER`].
 const TOOLS_FOLDER: &str = "/usr/libexec/orimono";
 /// Unpacks the tools archive once, then is the program it was called as. The lock is for those
@@ -116,12 +118,7 @@ impl Root {
 
     /// Kernel modules, and the list of those PID 1 loads: the usual ones and `more`.
     pub(super) fn add_modules(&mut self, kernel: &Kernel, more: &[&str]) -> Result<(), ImageError> {
-        let text = |name: &str| {
-            let path = kernel.modules.join(name);
-            fs::read_to_string(&path).map_err(file("read", &path))
-        };
-        let dep = text("modules.dep")?;
-        let list = ModuleList::parse(&dep, &text("modules.builtin")?);
+        let list = kernel_modules(kernel)?;
         let folder = format!("/lib/modules/{}", kernel.version);
         let boot = list.load_order(&[&MODULES, more].concat())?;
         for module in boot.iter().chain(&list.load_order(&MODULES_ON_DEMAND)?) {
@@ -136,7 +133,25 @@ impl Root {
             .map(|module| format!("{folder}/{module}\n"))
             .collect();
         self.add(guest_init::MODULES_FILE, text_file(order));
+        let dep = module_file(kernel, "modules.dep")?;
         self.add(&format!("{folder}/modules.dep"), text_file(dep));
+        Ok(())
+    }
+
+    /// Adds kernel modules that `root` has not.
+    pub(super) fn add_late_modules(
+        &mut self,
+        kernel: &Kernel,
+        root: &Self,
+    ) -> Result<(), ImageError> {
+        let folder = format!("/lib/modules/{}", kernel.version);
+        for module in kernel_modules(kernel)?.load_order(&MODULES_LATE)? {
+            let path = format!("{folder}/{module}");
+            if !root.nodes.contains_key(&inside(&path)) {
+                let from = kernel.modules.join(module);
+                self.add(&path, Node::Copy { from, mode: 0o644 });
+            }
+        }
         Ok(())
     }
 
@@ -235,6 +250,17 @@ impl Root {
             archive.finish(SECTOR_BYTES).map(drop)
         })
     }
+}
+
+fn module_file(kernel: &Kernel, name: &str) -> Result<String, ImageError> {
+    let path = kernel.modules.join(name);
+    fs::read_to_string(&path).map_err(file("read", &path))
+}
+
+fn kernel_modules(kernel: &Kernel) -> Result<ModuleList, ImageError> {
+    let dep = module_file(kernel, "modules.dep")?;
+    let builtin = module_file(kernel, "modules.builtin")?;
+    Ok(ModuleList::parse(&dep, &builtin))
 }
 
 fn text_file(text: impl Into<String>) -> Node {
