@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Name of its target.
 pub const TARGET: &str = "iqn.2026-01.org.orimono:disk1";
@@ -88,6 +90,27 @@ impl Tgt {
     pub fn restart(&mut self) -> Result<()> {
         self.child = spawn(self.port, self.folder.path())?;
         self.set_up()
+    }
+
+    /// Has it do nothing until [`Self::resume`]; its connections stay.
+    ///
+    /// # Errors
+    /// The kernel does not let it.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// As [`Self::pause`].
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        kill(pid, signal).context("tgtd cannot be signalled")
     }
 
     /// The file that is its LUN 1.

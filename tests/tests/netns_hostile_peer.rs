@@ -157,7 +157,14 @@ impl Good {
         self.vhba
             .send(COMMANDS, &command(tag, &INQUIRY, 0, 36))
             .unwrap();
-        let (_, payload) = self.vhba.next().unwrap();
+        let mut payload = self.vhba.next().unwrap().1;
+        // A session begins with what the director says of sizes.
+        while matches!(
+            InformationUnit::parse(&payload),
+            Ok(InformationUnit::Event(_))
+        ) {
+            payload = self.vhba.next().unwrap().1;
+        }
         let InformationUnit::DataIn(data) = InformationUnit::parse(&payload).unwrap() else {
             panic!("no data: {payload:02x?}")
         };

@@ -4,6 +4,10 @@
 //! `ORIMONO_SEED` chooses the seed, which is printed when the test fails. The same seed makes the
 //! same writes; which of them a kill meets depends on the machine.
 #![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a failed expectation is a failed test"
+)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;

@@ -203,13 +203,30 @@ impl Lab {
         lab
     }
 
-    fn wait_up(&mut self) {
-        for _ in 0..2 {
+    /// Waits for the lanes of both vHBAs, and for what the director says of the size of their LUNs
+    /// at the start of a session.
+    fn wait_lanes(&mut self) {
+        let mut sizes = Vec::new();
+        let mut up = 0;
+        while up < 2 || sizes.len() < 3 {
             match self.seen.recv_timeout(PATIENCE).unwrap() {
-                (device, Seen::Up(lanes)) => self.lanes.insert(device, lanes),
+                (device, Seen::Up(lanes)) => {
+                    self.lanes.insert(device, lanes);
+                    up += 1;
+                }
+                (device, Seen::Event(Event::ParameterChanged { lun, asc, ascq })) => {
+                    assert_eq!((asc, ascq), (0x2a, 9));
+                    sizes.push((device, lun[1]));
+                }
                 other => panic!("{other:?} before the lanes are up"),
-            };
+            }
         }
+        sizes.sort_unstable();
+        assert_eq!(sizes, [(MIXED, 0), (MIXED, 1), (SHARING, 0)]);
+    }
+
+    fn wait_up(&mut self) {
+        self.wait_lanes();
         // 29/00 of a new nexus is told to the first command, whatever it is.
         self.send(MIXED, [command(9000, 0, &[0; 6], 0, 0)]);
         let (_, _, sense, _) = self.status(9000);
@@ -641,12 +658,7 @@ fn next_session_starts_clean_and_hears_of_the_loss() {
     }
     let (endpoint, seen, writable) = connect(&lab.director);
     (lab.endpoint, lab.seen, lab.writable) = (endpoint, seen, writable);
-    for _ in 0..2 {
-        match lab.seen.recv_timeout(PATIENCE).unwrap() {
-            (device, Seen::Up(lanes)) => lab.lanes.insert(device, lanes),
-            other => panic!("{other:?}"),
-        };
-    }
+    lab.wait_lanes();
     // The same tags are free, and I_T NEXUS LOSS OCCURRED (29/07) is told.
     lab.send(MIXED, [command(4, 0, &[0; 6], 0, 0)]);
     let (_, status, sense, _) = lab.status(4);

@@ -681,13 +681,18 @@ impl LaneClient for VhbaSession {
             }
             _ => current.take(),
         };
-        self.lock().lanes = Some(lanes);
+        let mut state = self.lock();
+        state.lanes = Some(lanes);
+        // The host may know sizes of an earlier session, and of media that changed since.
+        state.resized.extend(self.vhba.luns.keys());
+        drop(state);
         *current = Some(me);
         drop(current);
         if let Some(older) = older {
             older.kill();
             self.vhba.nexus_lost();
         }
+        self.flush_outbox();
     }
 
     fn receive(&self, lane: VirtualLane, payload: &[u8]) -> Receipt {

@@ -223,12 +223,7 @@ fn session_that_is_lost_takes_its_held_commands_with_it() {
     lab.release();
     let (endpoint, seen, writable) = connect(&lab.director);
     (lab.endpoint, lab.seen, lab.writable) = (endpoint, seen, writable);
-    for _ in 0..2 {
-        match lab.seen.recv_timeout(PATIENCE).unwrap() {
-            (device, Seen::Up(lanes)) => lab.lanes.insert(device, lanes),
-            other => panic!("{other:?}"),
-        };
-    }
+    lab.wait_lanes();
     // I_T NEXUS LOSS OCCURRED is told, and nothing of before is executed.
     lab.send(MIXED, [command(1, 0, &[0; 6], 0, 0)]);
     let (_, status, sense, _) = lab.status(1);
