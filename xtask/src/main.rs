@@ -3,7 +3,7 @@
 //! One file a task. Each says what it needs and fails with the command that repairs it.
 //! Exit codes: 0 done, 1 failed, 2 wrong usage; `guest COMMAND` passes on the command's.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod bench;
 mod check;

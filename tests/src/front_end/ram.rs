@@ -136,6 +136,14 @@ impl GuestRam {
         Ok(data)
     }
 
+    /// Fills `data` from guest physical address `address`.
+    ///
+    /// # Errors
+    /// If that is no guest memory.
+    pub fn read_into(&self, address: u64, data: &mut [u8]) -> Result<()> {
+        Ok(self.memory.read_slice(data, GuestAddress(address))?)
+    }
+
     /// The front-end virtual address of a guest physical one.
     #[must_use]
     pub const fn front_end_address(address: u64) -> u64 {

@@ -171,6 +171,23 @@ impl Process {
         let kib = resident.and_then(|text| text.split_whitespace().next()?.parse().ok());
         Ok((descriptors, kib.context("VmRSS")?))
     }
+
+    /// Processor time of the threads that it has now.
+    ///
+    /// # Errors
+    /// It is not there any more.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let tasks = Path::new("/proc").join(self.child.id().to_string());
+        let mut nanos = 0;
+        for task in std::fs::read_dir(tasks.join("task"))? {
+            // One that has ended meanwhile counts no more.
+            let times = std::fs::read_to_string(task?.path().join("schedstat"));
+            let times = times.unwrap_or_default();
+            let time = times.split_whitespace().next();
+            nanos += time.and_then(|time| time.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
 }
 
 impl Drop for Process {

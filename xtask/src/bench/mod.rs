@@ -9,6 +9,7 @@ mod qos_link;
 mod qos_storage;
 mod real_time;
 mod slow_consumer;
+mod vhba;
 
 use std::io::Write;
 use std::process::{Command, ExitCode};
@@ -59,6 +60,9 @@ enum Name {
     FabricScale,
     /// Links that close and fall silent under a guest at work: how long nothing gets through
     Failover,
+    /// Commands of a vHBA from ring to logical unit and back, next to vhost-device-scsi, pread and
+    /// io_uring
+    Vhba,
 }
 
 impl Name {
@@ -98,6 +102,7 @@ impl Name {
             Self::FabricLatency => &[fabric::latency],
             Self::FabricScale => &[fabric::scale],
             Self::Failover => &[fabric::failover],
+            Self::Vhba => &[vhba::measure],
         }
     }
 }
@@ -144,7 +149,13 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
     if !bench.optimised {
         return run_optimised(bench);
     }
-    let all = [Name::Qos, Name::SlowConsumer, Name::Fabric, Name::Failover];
+    let all = [
+        Name::Qos,
+        Name::SlowConsumer,
+        Name::Fabric,
+        Name::Failover,
+        Name::Vhba,
+    ];
     let benches = if bench.benches.is_empty() {
         all.to_vec()
     } else {
