@@ -46,6 +46,8 @@ const THREADS_MAX: usize = 2 * EXECUTORS_MAX;
 /// Commands that take this long are worth a thread each: more than to copy 128 KiB, less than any
 /// disk.
 const SLOW: Duration = Duration::from_micros(25);
+/// Answers that go out together, at most.
+const ANSWERS_MAX: usize = 16;
 /// So many more slow commands than fast ones make a slow medium; a thread that lost its processor
 /// for a moment makes none.
 const MOSTLY_SLOW: u8 = 4;
@@ -119,6 +121,38 @@ struct Running {
     since: Option<Instant>,
     /// Answered already.
     overdue: bool,
+    /// It was at the medium for less than [`SLOW`].
+    fast: bool,
+}
+
+/// Answers that wait for the end of a run of fast commands, to go out together.
+#[derive(Default)]
+struct Answers {
+    session: Option<Arc<VhbaSession>>,
+    count: usize,
+}
+
+impl Answers {
+    /// One more of `session`; after a command that was not `fast` the next may take as long, and
+    /// nothing waits for it.
+    fn add(&mut self, session: &Arc<VhbaSession>, fast: bool) {
+        if let Some(other) = self.session.take_if(|known| !Arc::ptr_eq(known, session)) {
+            other.flush();
+            self.count = 0;
+        }
+        self.session.get_or_insert_with(|| session.clone());
+        self.count += 1;
+        if !fast || self.count >= ANSWERS_MAX {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.flush();
+        }
+        self.count = 0;
+    }
 }
 
 impl NexusState {
@@ -152,6 +186,7 @@ impl NexusState {
             fates: Vec::new(),
             since: since(),
             overdue: false,
+            fast: false,
         });
         Some((self.number, task))
     }
@@ -259,7 +294,9 @@ impl Nexus {
         }
     }
 
-    /// Adds a task, or gives it back when this nexus has its share already (TASK SET FULL).
+    /// Adds a task, or gives it back when this nexus has its share already (TASK SET FULL). It
+    /// begins with [`Self::go_on`]: a thread woken for each task of a batch would take the
+    /// processor from whoever brings the next.
     ///
     /// `added` is called once it is in, before anybody can find it.
     pub(super) fn push(&self, task: SessionTask, added: impl FnOnce()) -> Result<(), SessionTask> {
@@ -279,8 +316,12 @@ impl Nexus {
         }
         state.tasks.push(task);
         added();
-        self.wake(state);
         Ok(())
+    }
+
+    /// Has a thread look for work after [`Self::push`] and [`Self::append`].
+    pub(super) fn go_on(&self) {
+        self.wake(self.lock());
     }
 
     /// The port lets a task be executed; one that was taken away needs no leave.
@@ -291,12 +332,10 @@ impl Nexus {
         }
     }
 
-    /// Appends write data to a waiting task; one that was taken away needs none.
+    /// Appends write data to a waiting task, which may begin with [`Self::go_on`]; one that was
+    /// taken away needs none.
     pub(super) fn append(&self, key: TaskKey, data: &[u8]) {
-        let mut state = self.lock();
-        if state.tasks.append(key, data) {
-            self.wake(state);
-        }
+        self.lock().tasks.append(key, data);
     }
 
     /// Whether a task that `wanted` names waits or runs.
@@ -404,14 +443,16 @@ impl Nexus {
         }
     }
 
-    /// Waits for the next task; `None` when the thread is to end.
-    fn next(&self) -> Option<(u64, SessionTask)> {
+    /// Waits for the next task, sending `answers` before; `None` when the thread is to end.
+    fn next(&self, answers: &mut Answers) -> Option<(u64, SessionTask)> {
         let mut state = self.lock();
         loop {
             // Written-off threads that are back are too many.
             let surplus = state.busy() + state.idle > EXECUTORS_MAX;
             if state.stopped || surplus {
                 state.alive = state.alive.saturating_sub(1);
+                drop(state);
+                answers.flush();
                 return None;
             }
             // It counts as busy itself.
@@ -425,6 +466,12 @@ impl Nexus {
                 // Whoever was woken for this one is needed for the next.
                 self.wake(state);
                 return Some(picked);
+            }
+            if answers.session.is_some() {
+                drop(state);
+                answers.flush();
+                state = self.lock();
+                continue;
             }
             state.idle += 1;
             let waited = self.changed.wait(state);
@@ -512,7 +559,7 @@ impl Nexus {
     fn ended(&self, is_it: impl Fn(&Running) -> bool) -> Option<Running> {
         let mut state = self.lock();
         let at = state.running.iter().position(is_it)?;
-        let running = state.running.swap_remove(at);
+        let mut running = state.running.swap_remove(at);
         if running.overdue {
             state.overdue = state.overdue.saturating_sub(1);
             drop(state);
@@ -522,10 +569,11 @@ impl Nexus {
             return None;
         }
         if let Some(since) = running.since {
-            state.slow = if since.elapsed() >= SLOW {
-                (state.slow + 1).min(2 * MOSTLY_SLOW)
-            } else {
+            running.fast = since.elapsed() < SLOW;
+            state.slow = if running.fast {
                 state.slow.saturating_sub(1)
+            } else {
+                (state.slow + 1).min(2 * MOSTLY_SLOW)
             };
         }
         Some(running)
@@ -567,21 +615,26 @@ impl Nexus {
             return pass_through.run(self, &self.it_nexus);
         }
         let mut data_in = Vec::new();
-        while let Some((number, task)) = self.next() {
+        let mut answers = Answers::default();
+        while let Some((number, task)) = self.next(&mut answers) {
             let completion = (self.delay.is_zero() || self.pause(number))
                 .then(|| execute(&self.it_nexus, &task, &mut data_in));
             if let Some(completion) = &completion
                 && !completion.preempted_ports.is_empty()
             {
+                // It may wait, which nobody's answer does.
+                answers.flush();
                 self.preempt(number, &task, &completion.preempted_ports);
             }
             let Some(running) = self.ended(|running| running.number == number) else {
                 continue;
             };
+            let fast = running.fast;
             settle(running, || match completion {
                 Some(completion) => {
                     let (status, sense) = (completion.status.code(), completion.sense_bytes());
                     task.session.complete(&task, status, &sense, &data_in);
+                    answers.add(&task.session, fast);
                 }
                 // Stopped: the session ends too, which tells the host.
                 None => task.session.lost(task.key.tag),

@@ -101,7 +101,8 @@ impl<S> TaskSet<S> {
 
     /// Appends write data to a task; whether it is there.
     pub(super) fn append(&mut self, key: TaskKey, data: &[u8]) -> bool {
-        let task = self.waiting.iter_mut().find(|task| task.key == key);
+        // Data follows its command: the task is among the last.
+        let task = self.waiting.iter_mut().rfind(|task| task.key == key);
         task.map(|task| task.data_out.extend_from_slice(data))
             .is_some()
     }

@@ -96,9 +96,20 @@ struct SessionState {
     outbox: VecDeque<Waiting>,
     /// LUNs whose capacity changed, which the host is not told yet.
     resized: BTreeSet<u16>,
+    /// Credit of commands whose answers [`VhbaSession::flush`] sends.
+    settled: Held,
+    /// Those that something arrived for in the link's batch.
+    touched: Vec<Arc<Nexus>>,
 }
 
 impl SessionState {
+    fn touch(&mut self, nexus: &Arc<Nexus>) {
+        // One guest's commands go to few LUNs at a time, mostly to one.
+        if !self.touched.iter().any(|known| Arc::ptr_eq(known, nexus)) {
+            self.touched.push(nexus.clone());
+        }
+    }
+
     fn open_commands(&self) -> u64 {
         u64::try_from(self.open.len()).unwrap_or(u64::MAX)
     }
@@ -243,7 +254,7 @@ impl VhbaSession {
         self.flush_outbox();
     }
 
-    /// Sends the result of a command; waits for credit.
+    /// Queues the result of a command, which [`Self::flush`] sends; waits for credit.
     pub(super) fn complete(
         &self,
         task: &Task<Arc<Self>>,
@@ -288,7 +299,7 @@ impl VhbaSession {
         // Before the host can know of them: who has its answer finds them counted.
         counters.data_in_bytes.add_bytes(data_in.len());
         if self.send_all(&mut frames) {
-            self.release(held.unwrap_or_default());
+            self.lock().settled.add(held.unwrap_or_default());
             if let Some(observed) = observed {
                 let moved = (data_in.len(), task.data_out_bytes);
                 observed.answered(status, sense, moved);
@@ -296,14 +307,34 @@ impl VhbaSession {
         }
     }
 
-    /// Sends all frames, waiting for credit; whether the session is still there.
+    /// Sends what [`Self::complete`] left, and gives the credit of those commands back.
+    pub(super) fn flush(&self) {
+        let mut state = self.lock();
+        let settled = std::mem::take(&mut state.settled);
+        let lanes = state.lanes.clone();
+        drop(state);
+        if let Some(lanes) = lanes {
+            release(&lanes, settled);
+            lanes.flush();
+        }
+    }
+
+    /// Queues all frames, waiting for credit; whether the session is still there.
     fn send_all(&self, frames: &mut Vec<(VirtualLane, FrameBuffer)>) -> bool {
         loop {
             let state = self.lock();
             let (seen, lanes) = (state.writable, state.lanes.clone());
             drop(state);
             let Some(lanes) = lanes else { return false };
-            match lanes.try_send(frames) {
+            let queued = match lanes.queue(frames) {
+                // By what was queued before, perhaps.
+                Err(SendRefused::Blocked) => {
+                    self.flush();
+                    lanes.try_send(frames)
+                }
+                other => other,
+            };
+            match queued {
                 Ok(()) => return true,
                 Err(SendRefused::Blocked) => {}
                 Err(refused @ (SendRefused::Down | SendRefused::TooLarge)) => {
@@ -323,18 +354,6 @@ impl VhbaSession {
     }
 
     // From any thread, never waiting.
-
-    fn release(&self, held: Held) {
-        let lanes = self.lock().lanes.clone();
-        let Some(lanes) = lanes else { return };
-        for (lane, blocks) in [
-            (VirtualLane::StorageCommand, held.command_blocks),
-            (VirtualLane::StorageData, held.data_blocks),
-            (VirtualLane::TaskManagement, held.task_management_blocks),
-        ] {
-            credit::release(&lanes, lane, blocks);
-        }
-    }
 
     /// Sends now or as soon as there is credit.
     fn send_later(&self, waiting: Waiting) {
@@ -384,7 +403,7 @@ impl VhbaSession {
         }
         drop(state);
         lanes.flush();
-        self.release(sent);
+        release(&lanes, sent);
     }
 
     /// Ends a command now, or when all its data-out has arrived.
@@ -466,6 +485,7 @@ impl VhbaSession {
             observed: Observed::begin(nexus.statistics(), &self.vhba.tap, command),
         };
         state.open.insert(tag, open);
+        state.touch(&nexus);
         let commands = state.open_commands();
         drop(state);
         self.vhba.in_flight_max.reach(commands);
@@ -528,6 +548,7 @@ impl VhbaSession {
         // Appending under the lock: an end that comes now finds all or nothing of it.
         if ending.is_none() {
             nexus.append(self.key(data.tag), data.data);
+            state.touch(&nexus);
         }
         drop(state);
         if let (true, Some(ending)) = (complete, ending) {
@@ -641,6 +662,16 @@ impl VhbaSession {
     }
 }
 
+fn release(lanes: &LaneSet, held: Held) {
+    for (lane, blocks) in [
+        (VirtualLane::StorageCommand, held.command_blocks),
+        (VirtualLane::StorageData, held.data_blocks),
+        (VirtualLane::TaskManagement, held.task_management_blocks),
+    ] {
+        credit::release(lanes, lane, blocks);
+    }
+}
+
 fn resized(lun: u16) -> FrameBuffer {
     let AdditionalSense { asc, ascq } = UnitAttention::CapacityChanged.additional();
     let lun = Lun::new(lun).map_or([0; 8], Lun::to_bytes);
@@ -749,6 +780,10 @@ impl LaneClient for VhbaSession {
     }
 
     fn batch_end(&self) {
+        let touched = std::mem::take(&mut self.lock().touched);
+        for nexus in touched {
+            nexus.go_on();
+        }
         self.vhba.run_port();
     }
 

@@ -204,6 +204,7 @@ impl PassThrough {
                 trim(&mut answer, task.data_in_bytes);
                 let (status, sense) = (answer.status, &answer.sense);
                 task.session.complete(task, status, sense, &answer.data_in);
+                task.session.flush();
                 return;
             }
             End::Unknown => {
@@ -276,6 +277,7 @@ impl PassThrough {
             let (status, sense) = (completion.status.code(), completion.sense_bytes());
             nexus.conclude(&task, || {
                 task.session.complete(&task, status, &sense, &data_in);
+                task.session.flush();
             });
             return;
         }
@@ -469,6 +471,7 @@ fn check_condition(task: &SessionTask, sense: &Sense) {
     let sense = sense.encode(SenseFormat::Fixed);
     let status = Status::CheckCondition.code();
     task.session.complete(task, status, &sense, &[]);
+    task.session.flush();
 }
 
 fn illegal(additional: AdditionalSense) -> Sense {
