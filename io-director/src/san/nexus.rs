@@ -125,7 +125,9 @@ struct Running {
     fast: bool,
 }
 
-/// Answers that wait for the end of a run of fast commands, to go out together.
+/// Answers that wait for the end of a run of fast commands, to go out together. They are queued at
+/// the lane already: when the next command is unexpectedly slow, the session's thread sends them as
+/// soon as anything else happens on the link, its keep-alives included.
 #[derive(Default)]
 struct Answers {
     session: Option<Arc<VhbaSession>>,

@@ -131,7 +131,7 @@ impl Disk {
         let mut table = Vec::new();
         for (number, (address, bytes, flags)) in (1_u16..).zip(&descriptors) {
             let more = usize::from(number) < descriptors.len();
-            let flags = flags | u16::from(more) * DESC_NEXT;
+            let flags = flags | (u16::from(more) * DESC_NEXT);
             table.extend(address.to_le_bytes());
             table.extend(bytes.to_le_bytes());
             table.extend(flags.to_le_bytes());
