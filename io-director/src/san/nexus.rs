@@ -48,6 +48,9 @@ const THREADS_MAX: usize = 2 * EXECUTORS_MAX;
 const SLOW: Duration = Duration::from_micros(25);
 /// Answers that go out together, at most.
 const ANSWERS_MAX: usize = 16;
+/// Commands in a row below [`SLOW`] after which an answer waits for the next one: on a medium that
+/// is slow now and then it would wait for that.
+const ALWAYS_FAST: u8 = 64;
 /// So many more slow commands than fast ones make a slow medium; a thread that lost its processor
 /// for a moment makes none.
 const MOSTLY_SLOW: u8 = 4;
@@ -76,7 +79,7 @@ impl Drop for Preemption {
         let Some(by) = self.by.upgrade() else { return };
         // With the lock taken in between, whoever saw a task left is waiting by now.
         drop(by.lock());
-        by.changed.notify_all();
+        by.taken.notify_all();
     }
 }
 
@@ -96,6 +99,8 @@ struct NexusState {
     /// Up for each command that was slow and down for each that was not, up to twice
     /// [`MOSTLY_SLOW`].
     slow: u8,
+    /// Commands since the last slow one.
+    fast_in_a_row: u8,
     threads: Vec<JoinHandle<()>>,
     /// Of these, those that have not ended.
     alive: usize,
@@ -121,8 +126,8 @@ struct Running {
     since: Option<Instant>,
     /// Answered already.
     overdue: bool,
-    /// It was at the medium for less than [`SLOW`].
-    fast: bool,
+    /// So many were fast that the next one will be.
+    next_is_fast: bool,
 }
 
 /// Answers that wait for the end of a run of fast commands, to go out together. They are queued at
@@ -135,16 +140,15 @@ struct Answers {
 }
 
 impl Answers {
-    /// One more of `session`; after a command that was not `fast` the next may take as long, and
-    /// nothing waits for it.
-    fn add(&mut self, session: &Arc<VhbaSession>, fast: bool) {
+    /// One more of `session`, which waits only for a next command that is as fast.
+    fn add(&mut self, session: &Arc<VhbaSession>, next_is_fast: bool) {
         if let Some(other) = self.session.take_if(|known| !Arc::ptr_eq(known, session)) {
             other.flush();
             self.count = 0;
         }
         self.session.get_or_insert_with(|| session.clone());
         self.count += 1;
-        if !fast || self.count >= ANSWERS_MAX {
+        if !next_is_fast || self.count >= ANSWERS_MAX {
             self.flush();
         }
     }
@@ -188,7 +192,7 @@ impl NexusState {
             fates: Vec::new(),
             since: since(),
             overdue: false,
-            fast: false,
+            next_is_fast: false,
         });
         Some((self.number, task))
     }
@@ -214,7 +218,11 @@ pub(super) enum Wake {
 #[derive(Debug)]
 pub(super) struct Nexus {
     state: Mutex<NexusState>,
+    /// There may be work for a thread that has none, or none ever again.
     changed: Condvar,
+    /// A task that runs was taken away, or what one waits for. Apart from `changed`, which wakes
+    /// one thread at a time: it must be one that looks for work.
+    taken: Condvar,
     name: String,
     it_nexus: Arc<ItNexus>,
     share: Share,
@@ -242,6 +250,7 @@ impl Nexus {
             statistics,
             state: Mutex::default(),
             changed: Condvar::new(),
+            taken: Condvar::new(),
             name,
             it_nexus,
             share,
@@ -285,6 +294,7 @@ impl Nexus {
     pub(super) fn stop(&self) {
         self.lock().stopped = true;
         self.changed.notify_all();
+        self.taken.notify_all();
     }
 
     /// Waits for the threads of a nexus that is stopped.
@@ -364,6 +374,7 @@ impl Nexus {
         let removed = state.tasks.remove(wanted);
         drop(state);
         // A delay that is underway for a marked task ends; tasks behind a removed one may run.
+        self.taken.notify_all();
         self.changed.notify_all();
         for task in &removed {
             task.session.withdraw(task.key);
@@ -381,10 +392,16 @@ impl Nexus {
     pub(super) fn expire(&self, now: Instant, timeout: Duration) {
         let Some(medium) = &self.medium else { return };
         let mut state = self.lock();
-        let mut ended = Vec::new();
+        let (mut ended, mut late) = (Vec::new(), Vec::new());
         for running in &mut state.running {
-            let since = running.since.filter(|_| !running.overdue);
-            if since.is_some_and(|since| now.saturating_duration_since(since) >= timeout) {
+            let Some(since) = running.since.filter(|_| !running.overdue) else {
+                continue;
+            };
+            let took = now.saturating_duration_since(since);
+            if took >= LATE {
+                late.push(running.session.clone());
+            }
+            if took >= timeout {
                 running.overdue = true;
                 // Before anybody hears of it: what comes after must not reach the medium.
                 medium.gave_up();
@@ -399,6 +416,13 @@ impl Nexus {
             waiting = state.tasks.remove(|_| true);
         }
         self.wake(state);
+        if !ended.is_empty() {
+            self.taken.notify_all();
+        }
+        // Answers of fast commands may wait behind it.
+        for session in late {
+            session.flush();
+        }
         for (session, key, fates) in ended {
             match fates.first() {
                 Some(Fate::Lost) => session.lost(key.tag),
@@ -453,7 +477,8 @@ impl Nexus {
             let surplus = state.busy() + state.idle > EXECUTORS_MAX;
             if state.stopped || surplus {
                 state.alive = state.alive.saturating_sub(1);
-                drop(state);
+                // Whatever it would have begun is for another.
+                self.wake(state);
                 answers.flush();
                 return None;
             }
@@ -552,7 +577,7 @@ impl Nexus {
             if stopped {
                 return false;
             }
-            let waited = self.changed.wait_timeout(state, left);
+            let waited = self.taken.wait_timeout(state, left);
             (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -571,12 +596,13 @@ impl Nexus {
             return None;
         }
         if let Some(since) = running.since {
-            running.fast = since.elapsed() < SLOW;
-            state.slow = if running.fast {
-                state.slow.saturating_sub(1)
+            (state.slow, state.fast_in_a_row) = if since.elapsed() < SLOW {
+                let fast_in_a_row = state.fast_in_a_row.saturating_add(1);
+                (state.slow.saturating_sub(1), fast_in_a_row)
             } else {
-                (state.slow + 1).min(2 * MOSTLY_SLOW)
+                ((state.slow + 1).min(2 * MOSTLY_SLOW), 0)
             };
+            running.next_is_fast = state.fast_in_a_row >= ALWAYS_FAST;
         }
         Some(running)
     }
@@ -600,7 +626,7 @@ impl Nexus {
         drop(fate);
         let mut state = self.lock();
         while left.strong_count() > 0 && !state.stopped && state.still_counts(number) {
-            let waited = self.changed.wait(state);
+            let waited = self.taken.wait(state);
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -631,12 +657,12 @@ impl Nexus {
             let Some(running) = self.ended(|running| running.number == number) else {
                 continue;
             };
-            let fast = running.fast;
+            let next_is_fast = running.next_is_fast;
             settle(running, || match completion {
                 Some(completion) => {
                     let (status, sense) = (completion.status.code(), completion.sense_bytes());
                     task.session.complete(&task, status, &sense, &data_in);
-                    answers.add(&task.session, fast);
+                    answers.add(&task.session, next_is_fast);
                 }
                 // Stopped: the session ends too, which tells the host.
                 None => task.session.lost(task.key.tag),
