@@ -121,6 +121,12 @@ impl SessionConfig {
             busy_poll: Duration::ZERO,
         }
     }
+
+    /// For how long a session that gave up a silent link is more patient with the next.
+    #[must_use]
+    pub fn more_patient_for(&self) -> Duration {
+        4 * self.silence_max
+    }
 }
 
 /// Why a link carries no more frames, or others do.
@@ -590,7 +596,7 @@ impl Session {
         for path in &mut self.paths {
             path.handle_timeout(now, &self.config);
         }
-        if now.saturating_duration_since(self.silent_at) >= 4 * self.config.silence_max {
+        if now.saturating_duration_since(self.silent_at) >= self.config.more_patient_for() {
             self.patience = self.config.path_silence_min;
         }
         let patience = self.patience();
