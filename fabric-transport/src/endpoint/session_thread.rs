@@ -39,11 +39,11 @@ struct ReadPath {
 impl ReadPath {
     /// The frames of the last fill, and what is wrong with the one behind them.
     fn parse(&self) -> (Vec<(FrameHeader, &[u8])>, Option<FrameError>) {
-        let mut parsed = Vec::new();
         let frames = match self.receiver.frames() {
             Ok(frames) => frames,
-            Err(error) => return (parsed, Some(error)),
+            Err(error) => return (Vec::new(), Some(error)),
         };
+        let mut parsed = Vec::with_capacity(frames.len());
         for frame in frames.into_iter().skip(self.handled) {
             match FrameHeader::parse(frame, self.checksummed) {
                 Ok(frame) => parsed.push(frame),

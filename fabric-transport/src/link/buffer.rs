@@ -16,6 +16,8 @@ pub(super) struct ReceiveBuffer {
     filled: usize,
     /// Bytes of the whole frames among them.
     whole: usize,
+    /// How many those are.
+    frames: usize,
 }
 
 impl Default for ReceiveBuffer {
@@ -24,6 +26,7 @@ impl Default for ReceiveBuffer {
             bytes: vec![0; RECEIVE_BYTES_MIN],
             filled: 0,
             whole: 0,
+            frames: 0,
         }
     }
 }
@@ -37,6 +40,7 @@ impl ReceiveBuffer {
             self.bytes.copy_within(self.whole..self.filled, 0);
             self.filled -= self.whole;
             self.whole = 0;
+            self.frames = 0;
         }
         if was_full && self.bytes.len() < RECEIVE_BYTES_MAX {
             self.bytes.resize(2 * self.bytes.len(), 0);
@@ -57,12 +61,13 @@ impl ReceiveBuffer {
             && bytes <= rest.len()
         {
             self.whole += bytes;
+            self.frames += 1;
         }
     }
 
     /// The whole frames, in order.
     pub(super) fn frames(&self) -> Result<Vec<&[u8]>, FrameError> {
-        let mut frames = Vec::new();
+        let mut frames = Vec::with_capacity(self.frames);
         let mut rest = self.bytes.get(..self.filled).unwrap_or_default();
         while let Some(bytes) = FrameHeader::frame_bytes(rest)?
             && let Some((frame, behind)) = rest.split_at_checked(bytes)
