@@ -56,9 +56,10 @@ fn director_is_killed_and_its_standby_takes_over() {
                 ("orimono0", "orimono1"),
             ];
             other = Some(lab.start_other_director(&words)?);
-            // One LAN for both.
+            // One LAN for both. Without an address of its own the bridge has that of a TAP, and
+            // another when the director dies.
             for words in [
-                "link add lan type bridge",
+                "link add lan address 02:15:97:00:01:00 type bridge",
                 "link set orimono0 master lan",
                 "link set orimono1 master lan",
                 "link set orimono0 up",

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use orimono_tests::devices::net::{NetGuest, frame, number};
 use orimono_tests::lab::{Lab, PATIENCE, program};
@@ -50,6 +51,8 @@ hosts = ["host1", "host2"]
 const FIRST: [u8; 6] = [2, 0x15, 0x97, 0, 0, 1];
 const SECOND: [u8; 6] = [2, 0x15, 0x97, 0, 0, 2];
 const FRAMES: u32 = 60;
+/// Number of the frames that only try whether the other can be reached.
+const REACHED: u32 = u32::MAX;
 
 fn guest(lab: &Lab, host: &str, device: &str) -> NetGuest {
     let socket = lab.folder().join(host).join(format!("{device}.sock"));
@@ -65,12 +68,33 @@ fn receives(guest: &mut NetGuest, to: [u8; 6], numbers: std::ops::Range<u32>) {
         let received = loop {
             let frame = guest.receive(0).unwrap().frame;
             guest.post(0, 1).unwrap();
-            if frame.starts_with(&to) {
+            if frame.starts_with(&to) && number(&frame) != Some(REACHED) {
                 break frame;
             }
         };
         assert_eq!(number(&received), Some(expected));
     }
+}
+
+/// Sends until the other has it: as long as one of them has no lanes, frames are lost.
+fn reach(from: &mut NetGuest, to: &mut NetGuest, sent: &[u8]) {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        from.send(0, sent).unwrap();
+        // One at a time: frames that are not waited for take the buffers of those that are.
+        let again = Instant::now() + Duration::from_millis(100);
+        while Instant::now() < again {
+            let Some(received) = to.poll(0).unwrap() else {
+                std::thread::yield_now();
+                continue;
+            };
+            to.post(0, 1).unwrap();
+            if received.frame == sent {
+                return;
+            }
+        }
+    }
+    panic!("nothing arrives");
 }
 
 fn orimono_qos(lab: &Lab, arguments: &[&str]) -> String {
@@ -86,6 +110,16 @@ fn frames_pass_the_switch_and_wait_for_it_when_it_was_killed() {
     let mut lab = Lab::start(LAB).unwrap();
     let mut first = guest(&lab, "host1", "vn01.vm1");
     let mut second = guest(&lab, "host2", "vn01.vm2");
+    reach(
+        &mut first,
+        &mut second,
+        &frame(SECOND, FIRST, REACHED, 1000),
+    );
+    reach(
+        &mut second,
+        &mut first,
+        &frame(FIRST, SECOND, REACHED, 1000),
+    );
     for number in 0..FRAMES {
         first.send(0, &frame(SECOND, FIRST, number, 1000)).unwrap();
         second.send(0, &frame(FIRST, SECOND, number, 1000)).unwrap();

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use fabric_payload::ethernet::{HEADER_BYTES, VirtioNetHeader};
 
-use crate::front_end::{Buffer, Guest, GuestOptions, RamOptions};
+use crate::front_end::{Buffer, Guest, GuestOptions, RamOptions, Used};
 
 /// Bytes of one receive buffer and of one transmit slot: header and a frame of 1514 bytes fit.
 pub const SLOT_BYTES: u32 = 2048;
@@ -125,12 +125,26 @@ impl NetGuest {
     /// # Errors
     /// None comes in time, or the device's counts do not fit together.
     pub fn receive(&mut self, pair: usize) -> Result<Received> {
+        let first = self.guest.queue(2 * pair)?.wait()?;
+        self.received(pair, first)
+    }
+
+    /// The next frame, if it is there.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn poll(&mut self, pair: usize) -> Result<Option<Received>> {
+        let first = self.guest.queue(2 * pair)?.poll()?;
+        first.map(|first| self.received(pair, first)).transpose()
+    }
+
+    /// The frame whose first buffer is `used`.
+    fn received(&mut self, pair: usize, mut used: Used) -> Result<Received> {
         let queue = 2 * pair;
         let mut bytes = Vec::new();
         let mut lengths = Vec::new();
         let mut buffers_left = 1;
-        while buffers_left > 0 {
-            let used = self.guest.queue(queue)?.wait()?;
+        loop {
             let buffers = self
                 .lent
                 .remove(&(queue, used.head))
@@ -152,6 +166,10 @@ impl NetGuest {
             }
             lengths.push(used.bytes);
             buffers_left -= 1;
+            if buffers_left == 0 {
+                break;
+            }
+            used = self.guest.queue(queue)?.wait()?;
         }
         let (header, frame) = VirtioNetHeader::split(&bytes).context("no header")?;
         Ok(Received {
