@@ -339,7 +339,7 @@ fn features_and_mtu_reach_the_device() {
             .unwrap(),
         2
     );
-    assert_eq!(lab.session.state(), SessionState::Running);
+    assert!(lab.session.wait_for(SessionState::Running, PATIENCE));
 }
 
 #[test]
