@@ -131,8 +131,7 @@ struct Running {
 }
 
 /// Answers that wait for the end of a run of fast commands, to go out together. They are queued at
-/// the lane already: when the next command is unexpectedly slow, the session's thread sends them as
-/// soon as anything else happens on the link, its keep-alives included.
+/// the lane already: when the next command is unexpectedly slow, [`Nexus::expire`] sends them.
 #[derive(Default)]
 struct Answers {
     session: Option<Arc<VhbaSession>>,
@@ -602,7 +601,8 @@ impl Nexus {
             } else {
                 ((state.slow + 1).min(2 * MOSTLY_SLOW), 0)
             };
-            running.next_is_fast = state.fast_in_a_row >= ALWAYS_FAST;
+            // A configured delay is none of the medium's, and waited out before it.
+            running.next_is_fast = self.delay.is_zero() && state.fast_in_a_row >= ALWAYS_FAST;
         }
         Some(running)
     }
