@@ -63,7 +63,7 @@ fn queue_bytes_max(rate: &DeviceRate) -> u64 {
 /// others. What leaves at once is bounded by what the peer has not acknowledged.
 const CATCH_UP: Duration = Duration::from_millis(10);
 
-fn scheduler(budget: LinkBudget) -> Scheduler<QueuedFrame> {
+fn scheduler(budget: LinkBudget) -> Scheduler<Queued> {
     let mut scheduler = Scheduler::new(budget);
     scheduler.set_catch_up(CATCH_UP);
     scheduler
@@ -272,7 +272,15 @@ pub enum SendRefused {
     TooLarge,
 }
 
-/// A frame that was paid for, in the scheduler's queue.
+/// What is in the scheduler's queue.
+#[derive(Debug)]
+enum Queued {
+    Frame(QueuedFrame),
+    /// What went past the link already ([`LaneSet::charge`]).
+    Charge,
+}
+
+/// A frame that was paid for.
 #[derive(Debug)]
 struct QueuedFrame {
     device: DeviceId,
@@ -313,7 +321,7 @@ impl Device {
 
 struct Core {
     session: Session,
-    scheduler: Scheduler<QueuedFrame>,
+    scheduler: Scheduler<Queued>,
     devices: FxHashMap<DeviceId, Device>,
     profiles: Profiles,
     unacknowledged_bytes_max: usize,
@@ -599,13 +607,13 @@ impl Endpoint {
                 .session
                 .take_credit(lanes.device, lane, buffer.payload_bytes());
             let bytes = u32::try_from(buffer.frame_bytes()).unwrap_or(u32::MAX);
-            let frame = QueuedFrame {
+            let frame = Queued::Frame(QueuedFrame {
                 device: lanes.device,
                 lane,
                 sequence,
                 more,
                 buffer,
-            };
+            });
             let class = u8::try_from(lane.index()).unwrap_or(u8::MAX);
             if let Err(refused) = core
                 .scheduler
@@ -746,6 +754,39 @@ impl LaneSet {
     /// nothing has to be done: what is queued there goes out when the batch is over.
     pub fn flush(&self) {
         self.endpoint.run_link();
+    }
+
+    /// Whether nothing of the device waits at this end for its turn. What the device then moves
+    /// without frames, within this process, it owes to the others on the link: see
+    /// [`Self::charge`].
+    #[must_use]
+    pub fn is_clear(&self) -> bool {
+        let core = self.endpoint.lock();
+        let attached = core
+            .devices
+            .get(&self.device)
+            .is_some_and(|device| device.attached && device.handle == self.handle);
+        attached && core.scheduler.queued_frames(self.handle) == Ok(0)
+    }
+
+    /// Charges the device with `bytes` that went past the link: they stand in its queue of `lane`
+    /// like a frame, until the scheduler lets them go. So the device gets no more than it would
+    /// with frames, and the others no less; it is only served before it has paid, by as much as it
+    /// moves between two looks at [`Self::is_clear`].
+    pub fn charge(&self, lane: VirtualLane, bytes: u32) {
+        if bytes == 0 {
+            return;
+        }
+        let mut core = self.endpoint.lock();
+        let class = u8::try_from(lane.index()).unwrap_or(u8::MAX);
+        let charged = core
+            .scheduler
+            .enqueue(now(), self.handle, class, bytes, Queued::Charge);
+        drop(core);
+        // A device that is gone owes nothing.
+        if charged.is_ok() {
+            self.endpoint.run_link();
+        }
     }
 
     /// Gives the credit of a frame back that was received as [`Receipt::Held`].

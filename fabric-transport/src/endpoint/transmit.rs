@@ -9,7 +9,7 @@ use nix::sys::timerfd::{Expiration, TimerSetTimeFlags};
 
 use qos::MonotonicTime;
 
-use super::{Core, Endpoint, LaneClient, Ordering, now};
+use super::{Core, Endpoint, LaneClient, Ordering, Queued, now};
 use crate::control::Control;
 use crate::frame::{DeviceId, FrameBuffer, FrameHeader};
 use crate::link::{BATCH_BYTES_MAX, BATCH_FRAMES_MAX, LinkSender, SendQueue, ring};
@@ -176,7 +176,9 @@ impl Endpoint {
                 }
                 break;
             };
-            let frame = grant.item;
+            let Queued::Frame(frame) = grant.item else {
+                continue;
+            };
             let payload_bytes = frame.buffer.payload_bytes();
             bytes += frame.buffer.frame_bytes();
             let sent = core.session.transmit_data(
