@@ -7,6 +7,7 @@ use crate::nexus::{Attachment, ItNexus};
 use crate::opcode;
 use crate::port_groups::RunsIn;
 use crate::read_write::BlockRange;
+use crate::reservation::NexusId;
 use crate::sanitize::Sanitize;
 use crate::sense::{AdditionalSense, Sense, SenseKey};
 use crate::task::{Status, TaskAttribute};
@@ -84,27 +85,43 @@ pub(crate) fn execute(
     if tells_unit_attention && let Some(condition) = take_unit_attention(context) {
         return Err(condition.sense());
     }
-    let unit = context.unit();
-    let command = check_cdb(&context.cdb, cdb_bytes, unit.features())?;
+    let admitted = admit(
+        context.nexus.id(),
+        context.unit(),
+        &context.cdb,
+        cdb_bytes,
+        attribute,
+    );
+    let Some(command) = admitted? else {
+        context.status = Status::ReservationConflict;
+        return Ok(());
+    };
+    (command.run)(context)
+}
+
+/// The command that a CDB asks for, if the unit runs it now; `None` when a reservation conflicts.
+pub(crate) fn admit(
+    nexus: NexusId,
+    unit: &LogicalUnit,
+    cdb: &Cdb,
+    cdb_bytes: usize,
+    attribute: TaskAttribute,
+) -> Result<Option<&'static Command>, Sense> {
+    let command = check_cdb(cdb, cdb_bytes, unit.features())?;
     if attribute == TaskAttribute::Aca {
         return Err(Sense::illegal(AdditionalSense::INVALID_FIELD_IN_CDB));
     }
-    let nexus = context.nexus.id();
     let state = unit.state();
     if command.runs_in != RunsIn::Any {
         let access_state = unit.port_groups().state_of_port(nexus.target_port);
         command.runs_in.check(access_state)?;
-        check_sanitize(state.sanitize, opcode)?;
+        check_sanitize(state.sanitize, cdb.opcode())?;
     }
-    let reserved = unit
-        .reservations()
-        .conflict(nexus, command.reserved, &context.cdb);
-    if reserved {
-        context.status = Status::ReservationConflict;
-        return Ok(());
+    if unit.reservations().conflict(nexus, command.reserved, cdb) {
+        return Ok(None);
     }
     check_ready(unit, state, command.access)?;
-    (command.run)(context)
+    Ok(Some(command))
 }
 
 /// Refuses a command that the unit, sanitized or formatted at this moment or without success,

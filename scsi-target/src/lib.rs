@@ -56,6 +56,7 @@ mod reserve;
 mod sanitize;
 mod sense;
 mod task;
+mod transfer;
 mod unit_attention;
 mod unit_control;
 mod verify;
@@ -78,4 +79,5 @@ pub use port_groups::{AccessState, PORT_GROUPS_MAX, PortGroup, PortGroupError, T
 pub use reservation::{ReservationStore, ReservationStoreError, StoredReservationsError};
 pub use sense::{AdditionalSense, FieldPointer, SENSE_BYTES_MAX, Sense, SenseFormat, SenseKey};
 pub use task::{Completion, Status, TaskAttribute, TaskManagementFunction, TaskManagementResponse};
+pub use transfer::Transfer;
 pub use unit_attention::UnitAttention;

@@ -15,6 +15,7 @@ use crate::sense::{AdditionalSense, Sense, SenseFormat};
 use crate::task::{
     Completion, Status, TaskAttribute, TaskManagementFunction, TaskManagementResponse,
 };
+use crate::transfer::{Transfer, transfer};
 use crate::unit_attention::UnitAttention;
 use crate::{cdb::Cdb, opcode, unit_control};
 
@@ -186,6 +187,30 @@ impl ItNexus {
             data_out_used_bytes,
             preempted_ports,
         }
+    }
+
+    /// Runs a READ or WRITE of any CDB length as a SIMPLE task, with `move_blocks` in the place of
+    /// the unit's device: for a caller that moves the blocks straight to or from the initiator's
+    /// memory, of which there are `data_bytes`. True: the command has ended with GOOD.
+    ///
+    /// False: [`Self::execute`] it. Nothing has happened, but for what `move_blocks`, called at most
+    /// once, did before it answered false. So everything is ended that is not plain: other
+    /// commands, FUA, a pending unit attention, a reservation that conflicts, a unit that is not
+    /// ready, lengths that do not agree, errors of the medium.
+    pub fn transfer(
+        &self,
+        lun: [u8; 8],
+        cdb: &[u8],
+        data_bytes: usize,
+        move_blocks: impl FnOnce(Transfer) -> bool,
+    ) -> bool {
+        let LunAddress::Unit(lun) = LunAddress::parse(lun) else {
+            return false;
+        };
+        // Not held while blocks move: who changes the map does not wait for the medium.
+        let attachment = self.read_luns().get(&lun).cloned();
+        attachment
+            .is_some_and(|attachment| transfer(self.id, &attachment, cdb, data_bytes, move_blocks))
     }
 
     /// Runs a task management function on the units behind it.
