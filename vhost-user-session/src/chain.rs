@@ -5,9 +5,10 @@
 //! those ranges through `vm-memory`, which checks every access against the mapped regions.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, RwLockReadGuard};
 
+use smallvec::SmallVec;
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory as GuestMemoryAccess, Permissions};
@@ -55,10 +56,13 @@ impl From<ChainError> for io::Error {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Segment {
+pub(crate) struct Segment {
     address: GuestAddress,
     bytes: u32,
 }
+
+/// Most requests have no more ranges; longer lists are elsewhere.
+type Segments = SmallVec<[Segment; 4]>;
 
 /// One request of the driver: device-readable ranges, then device-writable ranges.
 ///
@@ -70,8 +74,9 @@ pub struct Chain {
     queue: Arc<QueueInner>,
     memory: MemorySnapshot,
     head: u16,
-    readable: Vec<Segment>,
-    writable: Vec<Segment>,
+    /// The readable ones first.
+    segments: Segments,
+    readable_segments: usize,
     readable_bytes: u64,
     writable_bytes: u64,
     finished: bool,
@@ -85,8 +90,8 @@ impl Chain {
         raw: DescriptorChain<MemorySnapshot>,
     ) -> Result<Self, ChainError> {
         let head = raw.head_index();
-        let mut readable: Vec<Segment> = Vec::new();
-        let mut writable: Vec<Segment> = Vec::new();
+        let mut segments = Segments::new();
+        let mut readable_segments = 0;
         let mut readable_bytes = 0_u64;
         let mut writable_bytes = 0_u64;
         let mut unfinished = None;
@@ -100,20 +105,21 @@ impl Chain {
             };
             let bytes = u64::from(segment.bytes);
             let length = usize::try_from(bytes).map_err(|_overflow| ChainError::OutsideMemory)?;
-            let (list, total, access) = if descriptor.is_write_only() {
-                (&mut writable, &mut writable_bytes, Permissions::Write)
+            let (total, access) = if descriptor.is_write_only() {
+                (&mut writable_bytes, Permissions::Write)
             } else {
-                if !writable.is_empty() {
+                if readable_segments < segments.len() {
                     return Err(ChainError::ReadableAfterWritable);
                 }
-                (&mut readable, &mut readable_bytes, Permissions::Read)
+                readable_segments += 1;
+                (&mut readable_bytes, Permissions::Read)
             };
             // Empty ranges touch no memory; drivers do send them with any address.
             if length > 0 && !in_memory(&**memory, segment.address, length, access) {
                 return Err(ChainError::OutsideMemory);
             }
             *total = total.saturating_add(bytes);
-            list.push(segment);
+            segments.push(segment);
             unfinished = Some(descriptor.has_next());
         }
         match unfinished {
@@ -126,8 +132,8 @@ impl Chain {
                     queue: Arc::clone(queue),
                     memory: Arc::clone(memory),
                     head,
-                    readable,
-                    writable,
+                    segments,
+                    readable_segments,
                     readable_bytes,
                     writable_bytes,
                     finished: false,
@@ -166,7 +172,7 @@ impl Chain {
     /// [`ChainError::OutOfBounds`] if the readable part is shorter; `buffer` is then unspecified.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ChainError> {
         let mut rest = buffer;
-        for (address, bytes) in Pieces::new(&self.readable, offset, rest.len())? {
+        for (address, bytes) in Pieces::new(self.readable_segments(), offset, rest.len())? {
             let (now, later) = rest
                 .split_at_mut_checked(bytes)
                 .ok_or(ChainError::OutOfBounds)?;
@@ -184,9 +190,9 @@ impl Chain {
     /// [`ChainError::OutOfBounds`] if the writable part is shorter, [`ChainError::Stopped`] if the
     /// ring has ended; nothing is written then.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), ChainError> {
-        let _open = self.queue.writing().ok_or(ChainError::Stopped)?;
+        let _open = self.writing().ok_or(ChainError::Stopped)?;
         let mut rest = data;
-        for (address, bytes) in Pieces::new(&self.writable, offset, rest.len())? {
+        for (address, bytes) in Pieces::new(self.writable_segments(), offset, rest.len())? {
             let (now, later) = rest
                 .split_at_checked(bytes)
                 .ok_or(ChainError::OutOfBounds)?;
@@ -237,6 +243,23 @@ impl Chain {
         self.finished = true;
     }
 
+    /// Held while the guest's memory is written; `None` once the guest has it back.
+    pub(crate) fn writing(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        self.queue.writing()
+    }
+
+    pub(crate) fn readable_segments(&self) -> &[Segment] {
+        self.segments
+            .get(..self.readable_segments)
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn writable_segments(&self) -> &[Segment] {
+        self.segments
+            .get(self.readable_segments..)
+            .unwrap_or_default()
+    }
+
     pub(crate) fn belongs_to(&self, queue: &Arc<QueueInner>) -> bool {
         Arc::ptr_eq(&self.queue, queue)
     }
@@ -267,14 +290,18 @@ fn in_memory<M: GuestMemoryAccess>(
 }
 
 /// The parts of `segments` that hold the `bytes` from `offset` on.
-struct Pieces<'a> {
+pub(crate) struct Pieces<'a> {
     segments: std::slice::Iter<'a, Segment>,
     skip: u64,
     rest: usize,
 }
 
 impl<'a> Pieces<'a> {
-    fn new(segments: &'a [Segment], offset: u64, bytes: usize) -> Result<Self, ChainError> {
+    pub(crate) fn new(
+        segments: &'a [Segment],
+        offset: u64,
+        bytes: usize,
+    ) -> Result<Self, ChainError> {
         let total: u64 = segments
             .iter()
             .map(|segment| u64::from(segment.bytes))

@@ -29,8 +29,10 @@
 
 mod backend;
 mod bitmap;
+mod busy_poll;
 pub mod chain;
 pub mod device;
+mod file_transfer;
 pub mod queue;
 mod refusal;
 mod session;
@@ -39,6 +41,7 @@ mod socket;
 mod vring;
 
 pub use bitmap::{DirtyBitmap, DirtySlice};
+pub use busy_poll::BusyPoll;
 pub use chain::{Chain, ChainError, ChainReader, ChainWriter};
 pub use device::{StopReason, VirtioDevice, Waker};
 pub use queue::{Queue, QueueCounters, QueueError, QueueGuard};

@@ -15,7 +15,7 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -93,33 +93,56 @@ enum Phase {
     Closed = 2,
 }
 
-/// Chains that the device holds.
+/// Chains that the device holds. Counted for every chain, waited for once in the life of a ring.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
-    count: Mutex<u32>,
+    count: AtomicU32,
+    /// Somebody waits until there are none.
+    awaited: AtomicBool,
+    lock: Mutex<()>,
     changed: Condvar,
 }
 
 impl InFlight {
-    fn lock(&self) -> MutexGuard<'_, u32> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(crate) fn add_one(&self) {
-        let mut count = self.lock();
-        *count = count.saturating_add(1);
+        self.count.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(crate) fn remove_one(&self) {
-        let mut count = self.lock();
-        *count = count.saturating_sub(1);
-        if *count == 0 {
-            self.changed.notify_all();
+        // Either this sees that somebody waits, or who waits sees that there are none.
+        if self.count.fetch_sub(1, Ordering::SeqCst) == 1 && self.awaited.load(Ordering::SeqCst) {
+            self.wake();
         }
     }
 
+    /// Has whoever waits look again.
+    fn wake(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits until there are none, for `longest`, or until `give_up`; whether there are none.
+    fn wait(&self, longest: Duration, give_up: &dyn Fn() -> bool) -> bool {
+        let end = Instant::now() + longest;
+        let mut lock = self.lock();
+        self.awaited.store(true, Ordering::SeqCst);
+        while self.count() > 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || give_up() {
+                return false;
+            }
+            let waited = self.changed.wait_timeout(lock, left);
+            (lock, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn count(&self) -> u32 {
-        *self.lock()
+        self.count.load(Ordering::SeqCst)
     }
 }
 
@@ -336,27 +359,12 @@ impl Queue {
 
     /// Waits until no chain is in flight; `false` if `give_up` said so or the time ran out.
     pub(crate) fn wait_drained(&self, longest: Duration, give_up: &dyn Fn() -> bool) -> bool {
-        let end = Instant::now() + longest;
-        let mut count = self.inner.in_flight.lock();
-        while *count > 0 {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() || give_up() {
-                return false;
-            }
-            (count, _) = self
-                .inner
-                .in_flight
-                .changed
-                .wait_timeout(count, left)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        true
+        self.inner.in_flight.wait(longest, give_up)
     }
 
     /// Makes [`wait_drained`](Self::wait_drained) ask its `give_up` again.
     pub(crate) fn wake_drain(&self) {
-        let _count = self.inner.in_flight.lock();
-        self.inner.in_flight.changed.notify_all();
+        self.inner.in_flight.wake();
     }
 }
 
@@ -391,6 +399,15 @@ impl QueueGuard<'_> {
             && self.vring.get_queue().ready()
             && !self.queue.is_broken()
             && self.queue.inner.phase.load(Ordering::Acquire) == Phase::Running as u8
+    }
+
+    /// Whether the driver has made something available; a look costs a load and asks nothing of the
+    /// driver.
+    #[must_use]
+    pub fn has_available(&self) -> bool {
+        let ring = self.vring.get_queue();
+        let available = ring.avail_idx(&*self.memory, Ordering::Acquire);
+        self.can_pop() && available.is_ok_and(|index| index.0 != ring.next_avail())
     }
 
     /// Takes the next chain.

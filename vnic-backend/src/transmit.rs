@@ -143,6 +143,10 @@ impl Transmitter {
 
     /// Puts the frame in `outgoing` on the lane. The chain comes back to be completed, unless the
     /// lane is blocked.
+    #[expect(
+        clippy::result_large_err,
+        reason = "moved once; a box would be an allocation for each"
+    )]
     fn send(&mut self, context: &Context<'_>, held: Held) -> Result<Chain, Held> {
         let sent = match &context.lanes {
             None => Err(SendRefused::Down),
