@@ -401,7 +401,8 @@ pub struct HostConfig {
     /// How long a better link must have been there before frames go back to it; `None` is the usual
     /// time.
     pub hold_down: Option<Duration>,
-    /// How long the session's thread looks for frames before it sleeps.
+    /// How long the session's thread looks for frames before it sleeps, and a vHBA's for commands
+    /// where they follow each other that fast.
     pub busy_poll: Duration,
     /// Folder of its device sockets.
     pub run_dir: PathBuf,

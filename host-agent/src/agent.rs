@@ -90,7 +90,7 @@ impl HostAgent {
                 known.join(", ")
             )
         })?;
-        let mut devices = Vec::new();
+        let (mut devices, mut vhbas) = (Vec::new(), Vec::new());
         for vm in &host.vms {
             let grant = VmGrant {
                 name: vm.name.clone(),
@@ -100,12 +100,21 @@ impl HostAgent {
                 devices.push(vnic_device(lab, vnic, &grant)?);
             }
             for vhba in &vm.vhbas {
-                devices.push(vhba_device(vhba, &grant)?);
+                let (device, vhba) = vhba_device(host, vhba, &grant)?;
+                vhbas.push((device.fabric.id, vhba));
+                devices.push(device);
             }
         }
         prepare_run_dir(&host.run_dir)?;
         let mut session = session_config(&host.name);
         let (to_director, director) = host_connectors(lab, host, session.instance)?;
+        if let Some(director) = &director {
+            for (id, vhba) in vhbas {
+                if let Some(target) = director.direct_target(id) {
+                    vhba.set_direct_target(target);
+                }
+            }
+        }
         let mut sessions = Vec::with_capacity(devices.len());
         let mut attached = Vec::with_capacity(devices.len());
         for device in devices {
@@ -227,11 +236,16 @@ fn vnic_device(lab: &LabConfig, config: &VnicConfig, vm: &VmGrant) -> Result<Dev
     })
 }
 
-fn vhba_device(config: &VhbaConfig, vm: &VmGrant) -> Result<Device> {
+fn vhba_device(
+    host: &HostConfig,
+    config: &VhbaConfig,
+    vm: &VmGrant,
+) -> Result<(Device, Arc<VhbaDevice>)> {
     let device = VhbaDevice::new(vhba_backend::VhbaConfig {
         name: config.name.clone(),
         device: config.id,
         request_queues: config.queues.into(),
+        busy_poll: host.busy_poll,
     })?;
     let fabric = UplinkDevice {
         id: config.id,
@@ -243,11 +257,12 @@ fn vhba_device(config: &VhbaConfig, vm: &VmGrant) -> Result<Device> {
             client: device.clone() as Arc<dyn LaneClient>,
         },
     };
-    Ok(Device {
+    let served = Device {
         name: config.name.clone(),
-        virtio: device,
+        virtio: device.clone(),
         fabric,
-    })
+    };
+    Ok((served, device))
 }
 
 /// How the host reaches its director, which may be in this process.

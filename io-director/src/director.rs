@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fabric_bypass::DirectTarget;
 use fabric_config::{EdgeSwitchConfig, HostConfig, LabConfig, LinkSecurity, PortName};
 use fabric_transport::acceptor::{Acceptor, Admission};
 use fabric_transport::control::Windows;
@@ -229,6 +230,12 @@ impl Director {
     #[must_use]
     pub fn link_receiver(&self) -> Box<dyn Fn(Link) + Send + Sync> {
         self.acceptor.receiver()
+    }
+
+    /// The vHBA of that number, for a host agent in the same process; `None` if there is none.
+    #[must_use]
+    pub fn direct_target(&self, device: DeviceId) -> Option<Arc<dyn DirectTarget>> {
+        self.books.vhbas.get(&device).map(Vhba::direct_target)
     }
 
     /// Who answers for the devices, for sessions without a handshake.

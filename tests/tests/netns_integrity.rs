@@ -1,5 +1,7 @@
 //! Three guests write to a LUN that they share and to one each, and the director is killed with -9
-//! again and again at points that a seed decides. What was acknowledged is there.
+//! again and again at points that a seed decides. What was acknowledged is there. So it is when the
+//! director is in the host agent, where commands run without frames, and the guests reset the LUNs
+//! under each other.
 //!
 //! `ORIMONO_SEED` chooses the seed, which is printed when the test fails. The same seed makes the
 //! same writes; which of them a kill meets depends on the machine.
@@ -11,11 +13,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-use orimono_tests::devices::scsi::{Request, Response, ScsiGuest, transfer};
+use orimono_tests::devices::scsi::{LUN0, Request, Response, ScsiGuest, task_management, transfer};
 use orimono_tests::integrity::{BLOCK_BYTES, Ledger, SECTORS, stamp};
 use orimono_tests::lab::{LUN_BYTES, Lab, PATIENCE};
 
@@ -32,23 +35,41 @@ const CHECK_CONDITION: u8 = 2;
 const BUSY: u8 = 8;
 const TASK_SET_FULL: u8 = 0x28;
 const UNIT_ATTENTION: u8 = 6;
+const RESET: u8 = 4;
 const TRANSPORT_FAILURE: u8 = 6;
+const LOGICAL_UNIT_RESET: u32 = 5;
+const FUNCTION_COMPLETE: u8 = 0;
 const SYNCHRONIZE_CACHE: [u8; 10] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const FUA: u8 = 8;
 
-fn lab_file() -> String {
-    let mut text = String::from(
+/// Where the director is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Director {
+    Apart,
+    Embedded,
+}
+
+/// The LUNs are files in `files`.
+fn lab_file(director: Director, files: &str) -> String {
+    let (listen, uplink) = match director {
+        Director::Apart => (
+            "listen = [\"tcp:127.0.0.1:7471\"]",
+            "director = [\"tcp:127.0.0.1:7471\"]",
+        ),
+        Director::Embedded => ("", "embedded = true"),
+    };
+    let mut text = format!(
         r#"
 [director]
 name = "director1"
-listen = ["tcp:127.0.0.1:7471"]
+{listen}
 [[lun]]
 name = "shared"
 port = "12/1"
-file = "@DIR@/shared"
+file = "{files}/shared"
 [[host]]
 name = "host1"
-director = ["tcp:127.0.0.1:7471"]
+{uplink}
 run-dir = "@DIR@/host1"
 rate = "10G"
 "#,
@@ -59,7 +80,7 @@ rate = "10G"
             "[[host.vm]]\nname = \"vm{guest}\"\n[[host.vm.vhba]]\nname = \"vh01\"\nid = {}\n\
              port = \"12/1\"\nluns = [ {{ lun = 0, name = \"shared\" }}, \
              {{ lun = 1, name = \"own{guest}\" }} ]\n\
-             [[lun]]\nname = \"own{guest}\"\nport = \"12/1\"\nfile = \"@DIR@/own{guest}\"\n",
+             [[lun]]\nname = \"own{guest}\"\nport = \"12/1\"\nfile = \"{files}/own{guest}\"\n",
             11 + guest
         )
         .unwrap();
@@ -120,6 +141,8 @@ struct Writer {
     in_flight: HashMap<u16, (usize, Command)>,
     progress: Arc<Progress>,
     retries: u64,
+    /// It resets LUNs now and then.
+    resets: bool,
 }
 
 impl Writer {
@@ -131,6 +154,9 @@ impl Writer {
                 && let Some((lun, command)) = self.invent()
             {
                 self.send(lun, command);
+            }
+            if self.resets && self.random.u8(..) == 0 {
+                self.reset();
             }
             self.finish_one();
         }
@@ -228,6 +254,14 @@ impl Writer {
         self.in_flight.insert(head, (lun, command));
     }
 
+    fn reset(&mut self) {
+        let mut lun = LUN0;
+        lun[3] = self.random.u8(..2);
+        let request = task_management(LOGICAL_UNIT_RESET, lun, 0);
+        let answer = self.scsi.control(&request, 1).unwrap();
+        assert_eq!(answer, Some(vec![FUNCTION_COMPLETE]));
+    }
+
     fn finish_one(&mut self) {
         let response = self.scsi.wait(0).unwrap();
         let (lun, command) = self.in_flight.remove(&response.head).unwrap();
@@ -259,11 +293,11 @@ impl Writer {
     }
 }
 
-/// As Linux decides: lost on the way, or the target has news or is busy.
+/// As Linux decides: lost on the way, ended by a reset, or the target has news or is busy.
 fn must_be_sent_again(response: &Response) -> bool {
     let key = response.sense.get(2).map_or(0, |byte| byte & 0xf);
     match (response.response, response.status) {
-        (TRANSPORT_FAILURE, _) | (0, BUSY | TASK_SET_FULL) => true,
+        (TRANSPORT_FAILURE | RESET, _) | (0, BUSY | TASK_SET_FULL) => true,
         (0, CHECK_CONDITION) => key == UNIT_ATTENTION,
         _ => false,
     }
@@ -271,6 +305,7 @@ fn must_be_sent_again(response: &Response) -> bool {
 
 struct World {
     lab: Lab,
+    files: PathBuf,
     ledgers: Vec<Arc<Mutex<Ledger>>>,
     progress: Arc<Progress>,
     stop: Arc<AtomicBool>,
@@ -278,8 +313,10 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
-        let lab = Lab::start(&lab_file()).unwrap();
+    fn new(seed: u64, director: Director, files: Option<&Path>) -> Self {
+        let place = files.map_or("@DIR@".to_owned(), |files| files.display().to_string());
+        let lab = Lab::start(&lab_file(director, &place)).unwrap();
+        let files = files.map_or_else(|| lab.folder().to_owned(), Path::to_owned);
         let ledger = |name: &str| {
             let blocks = usize::try_from(BLOCKS).unwrap();
             Arc::new(Mutex::new(Ledger::new(name, blocks)))
@@ -287,6 +324,7 @@ impl World {
         let shared = ledger("shared");
         let mut world = Self {
             lab,
+            files,
             ledgers: vec![shared.clone()],
             progress: Arc::default(),
             stop: Arc::default(),
@@ -305,6 +343,7 @@ impl World {
                 in_flight: HashMap::new(),
                 progress: world.progress.clone(),
                 retries: 0,
+                resets: director == Director::Embedded,
             };
             let stop = world.stop.clone();
             let writer = std::thread::spawn(move || writer.run(&stop));
@@ -313,12 +352,23 @@ impl World {
         world
     }
 
+    /// Lets all writers end; how many commands each had to send again.
+    fn finish(&mut self) -> Vec<u64> {
+        self.stop.store(true, Ordering::SeqCst);
+        let writers = std::mem::take(&mut self.writers).into_iter();
+        let retries = writers.map(|writer| writer.join().unwrap()).collect();
+        for ledger in &self.ledgers {
+            assert!(ledger.lock().unwrap().is_settled());
+        }
+        retries
+    }
+
     /// What the LUNs' files hold while no director runs.
     fn check(&self) {
         for ledger in &self.ledgers {
             // What is acknowledged from now on came from the director while it lived.
             let before = ledger.lock().unwrap().clone();
-            let file = std::fs::read(self.lab.folder().join(before.lun())).unwrap();
+            let file = std::fs::read(self.files.join(before.lun())).unwrap();
             assert_eq!(file.len() as u64, LUN_BYTES);
             let ledger = ledger.lock().unwrap();
             for (block, data) in (0..).zip(file.chunks(BLOCK_BYTES)) {
@@ -328,16 +378,22 @@ impl World {
     }
 }
 
+/// A new seed, or the one that is to be repeated.
+fn seed() -> u64 {
+    let seed = std::env::var("ORIMONO_SEED").ok();
+    let seed = seed.map_or_else(|| fastrand::u64(..1 << 32), |seed| seed.parse().unwrap());
+    println!("ORIMONO_SEED={seed}");
+    seed
+}
+
 #[test]
 fn acknowledged_writes_survive_a_director_that_is_killed_again_and_again() {
     let full = std::env::var_os("ORIMONO_TEST_FULL").is_some();
     let kills = if full { 400 } else { 40 };
-    let seed = std::env::var("ORIMONO_SEED").ok();
-    let seed = seed.map_or_else(|| fastrand::u64(..1 << 32), |seed| seed.parse().unwrap());
-    println!("ORIMONO_SEED={seed}");
+    let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
 
-    let mut world = World::new(seed);
+    let mut world = World::new(seed, Director::Apart, None);
     for kill in 1..=kills {
         world.progress.wait_for_more(random.u64(20..600));
         // Between the answers of two commands, too.
@@ -350,18 +406,25 @@ fn acknowledged_writes_survive_a_director_that_is_killed_again_and_again() {
         world.lab.wait_sessions(kill + 1).unwrap();
     }
     let writes = world.progress.wait_for_more(100);
-    world.stop.store(true, Ordering::SeqCst);
-    let writers = std::mem::take(&mut world.writers);
-    let retries: Vec<u64> = writers
-        .into_iter()
-        .map(|writer| writer.join().unwrap())
-        .collect();
+    let retries = world.finish();
     println!("{writes} writes; sent again: {retries:?}");
     // Else no kill has met a command.
     assert!(retries.iter().all(|retries| *retries > 0), "{retries:?}");
     world.lab.kill_director().unwrap();
-    for ledger in &world.ledgers {
-        assert!(ledger.lock().unwrap().is_settled());
-    }
+    world.check();
+}
+
+#[test]
+fn resets_beside_an_embedded_director_lose_no_acknowledged_write() {
+    // In memory, so that reads and writes run on the rings' threads; FUA and SYNCHRONIZE CACHE
+    // beside them go by the lanes.
+    let files = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut world = World::new(seed(), Director::Embedded, Some(files.path()));
+    let writes = world.progress.wait_for_more(20_000);
+    let retries = world.finish();
+    println!("{writes} writes; sent again: {retries:?}");
+    // Else no reset has met a command.
+    assert!(retries.iter().all(|retries| *retries > 0), "{retries:?}");
+    world.lab.kill_agent(0).unwrap();
     world.check();
 }

@@ -9,13 +9,15 @@
 //! before it is sent, so that a reply finds it however fast it comes.
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use fabric_payload::scsi::{
     self, DATA_BYTES_MAX, DATA_HEADER_BYTES, Data, InformationUnit, LunBytes, ServiceResponse,
     Status, Tag,
 };
 use fabric_transport::{FrameBuffer, LaneSet, SendRefused, VirtualLane};
-use vhost_user_session::{Chain, ChainError, Queue, StopReason};
+use vhost_user_session::{BusyPoll, Chain, ChainError, Queue, StopReason};
 
 use crate::device::{VhbaDevice, lock};
 use crate::in_flight::InFlight;
@@ -24,6 +26,8 @@ use crate::request::{
 };
 use crate::statistics::{add, count};
 
+/// Looks at an empty ring between two at the clock.
+const LOOKS_PER_CLOCK: u32 = 32;
 /// Requests taken in one turn of a ring.
 const REQUESTS_PER_TURN_MAX: usize = 32;
 
@@ -35,6 +39,8 @@ pub(crate) struct Command {
     pub(crate) lun: LunBytes,
     /// The guest's name for it.
     pub(crate) id: u64,
+    /// Task attribute (virtio 1.2 section 5.6.6.1).
+    pub(crate) attribute: u8,
     /// Order of taking.
     pub(crate) serial: u64,
     /// Of the session it was sent on; `None` while it is at hand.
@@ -98,7 +104,7 @@ impl Command {
     }
 }
 
-fn write_response(chain: &Chain, response: &Response) -> u32 {
+pub(crate) fn write_response(chain: &Chain, response: &Response) -> u32 {
     // Cannot fail: the room was checked when the chain was taken, and stays mapped.
     let written = chain
         .write_at(0, &response.encode())
@@ -106,7 +112,7 @@ fn write_response(chain: &Chain, response: &Response) -> u32 {
     u32::try_from(written).unwrap_or(0)
 }
 
-fn bytes(count: usize) -> u64 {
+pub(crate) fn bytes(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
@@ -118,15 +124,50 @@ struct Held {
 }
 
 /// One request ring; `None` in `queue` while it is stopped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct RequestQueue {
     queue: Option<Queue>,
     held: Option<Held>,
+    poll: BusyPoll,
 }
 
 impl RequestQueue {
+    pub(crate) fn new(busy_poll: Duration) -> Self {
+        Self {
+            queue: None,
+            held: None,
+            poll: BusyPoll::new(busy_poll),
+        }
+    }
+
     pub(crate) fn start(&mut self, queue: Queue) {
         self.queue = Some(queue);
+    }
+}
+
+/// Looks at an empty ring for up to `longest`, without asking for a kick; whether there is
+/// something. The ring's locks are free in between.
+fn look(ring: &Mutex<RequestQueue>, longest: Duration) -> bool {
+    let end = Instant::now() + longest;
+    let mut looks = 0_u32;
+    loop {
+        let state = lock(ring);
+        let Some(mut ring) = state.queue.as_ref().and_then(Queue::lock) else {
+            return false;
+        };
+        if ring.has_available() {
+            return true;
+        }
+        if looks == 0 {
+            ring.disable_notification();
+        }
+        looks = looks.wrapping_add(1);
+        if looks.is_multiple_of(LOOKS_PER_CLOCK) && Instant::now() >= end {
+            return ring.can_pop() && ring.enable_notification();
+        }
+        drop(ring);
+        drop(state);
+        std::hint::spin_loop();
     }
 }
 
@@ -142,19 +183,29 @@ enum Turn {
 }
 
 impl VhbaDevice {
-    /// Sends what is in request ring `number`, up to a turn's limit; a ring that waits for credit
-    /// goes on only when `woken`.
+    /// Sends what is in request ring `number`, up to a turn's limit, and what comes while it is
+    /// polled; a ring that waits for credit goes on only when `woken`.
     pub(crate) fn serve_requests(&self, number: usize, woken: bool) {
         let Some(ring) = self.request_queues.get(number) else {
             return;
         };
-        let mut ring = lock(ring);
-        if ring.held.is_some() && !woken {
-            return;
-        }
-        if self.turn(&mut ring) == Turn::More {
-            // Worker 0 has the control and the event ring.
-            self.wake(number + 1);
+        loop {
+            let mut state = lock(ring);
+            if state.held.is_some() && !woken {
+                return;
+            }
+            state.poll.filled(Instant::now());
+            match self.turn(&mut state) {
+                Turn::Waits => return,
+                // Worker 0 has the control and the event ring.
+                Turn::More => return self.wake(number + 1),
+                Turn::Empty => {}
+            }
+            let longest = state.poll.emptied(Instant::now());
+            drop(state);
+            if longest.is_zero() || !look(ring, longest) {
+                return;
+            }
         }
     }
 
@@ -202,6 +253,7 @@ impl VhbaDevice {
             return Turn::Empty;
         };
         ring.disable_notification();
+        let mut direct = self.begin_direct_turn(&lanes);
         let mut turn = Turn::More;
         for _request in 0..REQUESTS_PER_TURN_MAX {
             let Some(chain) = ring.pop() else {
@@ -213,9 +265,22 @@ impl VhbaDevice {
                 turn = Turn::Empty;
                 break;
             };
-            let held = match self.admit(&queue, chain) {
+            let request = match read_request(&chain) {
+                Ok(request) => request,
+                Err(refusal) => {
+                    let written = self.refuse(&chain, refusal);
+                    ring.add_used(chain, written);
+                    continue;
+                }
+            };
+            if let Some(written) = self.execute_here(&mut direct, &request, &chain) {
+                ring.add_used(chain, written);
+                continue;
+            }
+            let held = match self.admit(&queue, chain, &request) {
                 Ok(held) => held,
-                Err((chain, written)) => {
+                Err((chain, refusal)) => {
+                    let written = self.refuse(&chain, refusal);
                     ring.add_used(chain, written);
                     continue;
                 }
@@ -228,54 +293,67 @@ impl VhbaDevice {
             }
         }
         drop(ring);
+        drop(direct);
         lanes.flush();
         turn
     }
 
-    /// Takes a request in, with its frames; or answers it here, with the bytes written.
-    fn admit(&self, queue: &Queue, chain: Chain) -> Result<Held, (Chain, u32)> {
-        match read_request(&chain) {
-            Ok((request, data)) => {
-                let answer = |chain, code| {
-                    let response =
-                        Response::new(code, request.data_out_bytes.max(request.data_in_bytes));
-                    count(&self.counters.refused_requests);
-                    let written = write_response(&chain, &response);
-                    (chain, written)
-                };
-                let mut commands = lock(&self.commands);
-                let serial = commands.serial;
-                commands.serial += 1;
-                let command = Command {
-                    queue: queue.clone(),
-                    chain,
-                    lun: request.lun,
-                    id: request.id,
-                    serial,
-                    epoch: None,
-                    data_out_bytes: request.data_out_bytes,
-                    data_in_bytes: request.data_in_bytes,
-                    delivered_bytes: 0,
-                };
-                let inserted = commands.in_flight.insert(command);
-                drop(commands);
-                // Each ring's chains in flight are bounded by its size, so the table is never full.
-                let tag = inserted.map_err(|command| answer(command.chain, ResponseCode::Busy))?;
-                Ok(Held {
-                    tag,
-                    frames: frames(tag, &request, data),
-                })
-            }
-            Err(Refusal::Unanswerable) => {
+    /// Answers a request here, without the fabric; the bytes written.
+    fn refuse(&self, chain: &Chain, refusal: Refusal) -> u32 {
+        match refusal {
+            Refusal::Unanswerable => {
                 count(&self.counters.unanswerable_chains);
-                Err((chain, 0))
+                0
             }
-            Err(Refusal::Answer(response)) => {
+            Refusal::Answer(response) => {
                 count(&self.counters.refused_requests);
-                let written = write_response(&chain, &response);
-                Err((chain, written))
+                write_response(chain, &response)
             }
         }
+    }
+
+    /// Takes a request in, with its frames.
+    #[expect(
+        clippy::result_large_err,
+        reason = "moved once; a box would be an allocation for each"
+    )]
+    fn admit(
+        &self,
+        queue: &Queue,
+        chain: Chain,
+        request: &Request,
+    ) -> Result<Held, (Chain, Refusal)> {
+        let data = match read_data(&chain, request) {
+            Ok(data) => data,
+            Err(refusal) => return Err((chain, refusal)),
+        };
+        let mut commands = lock(&self.commands);
+        let serial = commands.serial;
+        commands.serial += 1;
+        let command = Command {
+            queue: queue.clone(),
+            chain,
+            lun: request.lun,
+            id: request.id,
+            attribute: request.attribute,
+            serial,
+            epoch: None,
+            data_out_bytes: request.data_out_bytes,
+            data_in_bytes: request.data_in_bytes,
+            delivered_bytes: 0,
+        };
+        let inserted = commands.in_flight.insert(command);
+        drop(commands);
+        // Each ring's chains in flight are bounded by its size, so the table is never full.
+        let tag = inserted.map_err(|command| {
+            let residual = request.data_out_bytes.max(request.data_in_bytes);
+            let response = Response::new(ResponseCode::Busy, residual);
+            (command.chain, Refusal::Answer(response))
+        })?;
+        Ok(Held {
+            tag,
+            frames: frames(tag, request, data),
+        })
     }
 
     /// Sends a command with all its data; comes back if it must wait.
@@ -440,17 +518,23 @@ impl VhbaDevice {
     }
 }
 
-/// Reads a request out of guest memory: the header once, and its data-out into frames whose
-/// headers are still to be written.
-fn read_request(chain: &Chain) -> Result<(Request, Vec<FrameBuffer>), Refusal> {
+fn failure(residual: u32) -> Refusal {
+    Refusal::Answer(Response::new(ResponseCode::Failure, residual))
+}
+
+/// Reads the header of a request out of guest memory, once.
+fn read_request(chain: &Chain) -> Result<Request, Refusal> {
     let (readable, writable) = (chain.readable_bytes(), chain.writable_bytes());
     request::check_sizes(readable, writable)?;
-    let failure = |residual| Refusal::Answer(Response::new(ResponseCode::Failure, residual));
     let mut header = [0; REQUEST_BYTES];
     chain
         .read_at(0, &mut header)
         .map_err(|_unreadable| failure(0))?;
-    let request = request::parse(&header, readable, writable)?;
+    request::parse(&header, readable, writable)
+}
+
+/// Reads its data-out into frames whose headers are still to be written.
+fn read_data(chain: &Chain, request: &Request) -> Result<Vec<FrameBuffer>, Refusal> {
     let mut data = Vec::new();
     let mut left = usize::try_from(request.data_out_bytes).unwrap_or(0);
     let mut offset = bytes(REQUEST_BYTES);
@@ -468,7 +552,7 @@ fn read_request(chain: &Chain) -> Result<(Request, Vec<FrameBuffer>), Refusal> {
         offset = offset.saturating_add(bytes(now));
         left -= now;
     }
-    Ok((request, data))
+    Ok(data)
 }
 
 /// The command's frames: COMMAND, then its data in order.

@@ -3,10 +3,13 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
+use fabric_bypass::DirectTarget;
 use fabric_payload::scsi::InformationUnit;
 use fabric_transport::control::Windows;
 use fabric_transport::frame::{BLOCK_BYTES, DeviceId};
+use fabric_transport::link::spin_allowed;
 use fabric_transport::{LaneClient, LaneSet, Receipt, VirtualLane};
 use vhost_user_session::{Queue, StopReason, VirtioDevice, Waker};
 
@@ -38,16 +41,20 @@ pub struct VhbaConfig {
     pub device: DeviceId,
     /// Request queues, 1 to [`REQUEST_QUEUES_MAX`]; QEMU's `num_queues` must not be more.
     pub request_queues: usize,
+    /// How long the thread of a request ring looks at it before it sleeps, if the guest's commands
+    /// follow each other that fast; zero: never.
+    pub busy_poll: Duration,
 }
 
 impl VhbaConfig {
-    /// One request queue.
+    /// One request queue, no polling.
     #[must_use]
     pub fn new(name: impl Into<String>, device: DeviceId) -> Self {
         Self {
             name: name.into(),
             device,
             request_queues: 1,
+            busy_poll: Duration::ZERO,
         }
     }
 }
@@ -108,6 +115,8 @@ pub struct VhbaDevice {
     /// Chains to be returned when the link's batch ends.
     pub(crate) done: Mutex<Vec<Done>>,
     lanes: Mutex<Lanes>,
+    /// The director, if it is in this process.
+    direct: OnceLock<Arc<dyn DirectTarget>>,
     wakers: OnceLock<Vec<Waker>>,
     features: AtomicU64,
     /// A guest went away with commands underway.
@@ -143,13 +152,21 @@ impl VhbaDevice {
                 request_queues,
             });
         }
+        // With one processor, who looks keeps the driver from running.
+        let busy_poll = if spin_allowed() {
+            config.busy_poll
+        } else {
+            Duration::ZERO
+        };
         let ring = usize::from(QUEUE_SIZE_MAX);
         let commands = InFlight::new(Space::Commands, request_queues * ring);
         Ok(Arc::new(Self {
             config,
             control: Mutex::default(),
             events: Mutex::default(),
-            request_queues: (0..request_queues).map(|_ring| Mutex::default()).collect(),
+            request_queues: std::iter::repeat_with(|| Mutex::new(RequestQueue::new(busy_poll)))
+                .take(request_queues)
+                .collect(),
             commands: Mutex::new(Commands {
                 in_flight: commands,
                 serial: 0,
@@ -158,11 +175,23 @@ impl VhbaDevice {
             functions: Mutex::new(InFlight::new(Space::TaskManagement, 2 * ring)),
             done: Mutex::default(),
             lanes: Mutex::default(),
+            direct: OnceLock::new(),
             wakers: OnceLock::new(),
             features: AtomicU64::new(0),
             nexus_reset_due: AtomicBool::new(false),
             counters: Counters::default(),
         }))
+    }
+
+    /// Lets a director in this process execute commands on the threads of the rings. Called once.
+    pub fn set_direct_target(&self, target: Arc<dyn DirectTarget>) {
+        if self.direct.set(target).is_err() {
+            tracing::error!(device = self.config.name, "device has a director already");
+        }
+    }
+
+    pub(crate) fn direct_target(&self) -> Option<&Arc<dyn DirectTarget>> {
+        self.direct.get()
     }
 
     /// What the device is.

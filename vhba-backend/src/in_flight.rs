@@ -92,6 +92,10 @@ impl<T> InFlight<T> {
             .collect()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Tag, &T)> {
         (0_u32..).zip(&self.slots).filter_map(|(number, slot)| {
             Some((

@@ -11,6 +11,11 @@
 //! a CDB means is unknown here. Every command in flight stands in a bounded table under a tag that
 //! is never used twice, so late, foreign or repeated replies find nothing.
 //!
+//! # A director in the same process
+//! A READ or WRITE that waits for nothing is executed on the ring's thread (`direct`), past the
+//! lanes and at their cost to the schedulers. The table above does not know it: it has begun and
+//! ended while the ring was locked.
+//!
 //! # When the lane is blocked
 //! A command and all its data are sent together or not at all. Without credit one request is kept
 //! at hand and the ring is not read: the guest's queue fills up. No command is dropped.
@@ -34,6 +39,7 @@
 mod control;
 mod data_path;
 mod device;
+mod direct;
 mod event;
 mod in_flight;
 mod lun;

@@ -136,8 +136,9 @@ impl Response {
         let [a, b, c, d] = u32::from(self.sense_bytes).to_le_bytes();
         let [e, f, g, h] = self.residual.to_le_bytes();
         let fixed = [a, b, c, d, e, f, g, h, 0, 0, self.status, self.code.byte()];
-        for (room, byte) in bytes.iter_mut().zip(fixed.into_iter().chain(self.sense)) {
-            *room = byte;
+        if let Some((head, sense)) = bytes.split_first_chunk_mut() {
+            *head = fixed;
+            sense.copy_from_slice(&self.sense);
         }
         bytes
     }

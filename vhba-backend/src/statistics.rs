@@ -23,6 +23,8 @@ macro_rules! counters {
 counters! {
     /// Commands sent to the director.
     commands,
+    /// Commands that a director in this process executed on the ring's thread.
+    direct_commands,
     /// Commands that the director answered.
     completions,
     /// Bytes sent for commands.

@@ -24,6 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pki", &[]),
     ("scsi-target", &[]),
     ("fabric-payload", &[]),
+    ("fabric-bypass", &["fabric-payload"]),
     ("orimono-fuzz", &[]),
     ("iscsi-initiator", &[]),
     ("guest-init", &[]),
@@ -50,6 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "vhba-backend",
         &[
             "qos",
+            "fabric-bypass",
             "fabric-payload",
             "fabric-transport",
             "vhost-user-session",
@@ -61,6 +63,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "qos",
             "qos-monitor",
+            "fabric-bypass",
             "fabric-payload",
             "fabric-transport",
             "fabric-config",

@@ -5,6 +5,7 @@
 //! link thread:   Vhba session ─ commands, write data ─> nexus queue
 //! nexus thread:  queue ─> scsi_target::ItNexus::execute ─> medium ─> DATA_IN, STATUS ─> lanes
 //! watch threads: commands that take too long, media that change their size
+//! ring's thread: READ and WRITE of a host in this process that wait for nothing (`direct`)
 //! ```
 //!
 //! Threads of its own for each (vHBA, LUN), one while the medium is fast and up to eight while it
@@ -21,6 +22,7 @@
 
 mod backend;
 mod command_queue;
+mod direct;
 mod nexus;
 mod observe;
 mod pass_through;

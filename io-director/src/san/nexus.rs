@@ -269,6 +269,53 @@ impl Nexus {
         self.pass_through.get()
     }
 
+    /// Has `run` execute a SIMPLE task of `session` on the caller's thread, beside those that run,
+    /// if no other has to run before; `run` says whether it has. `None`: it is to be pushed.
+    pub(super) fn run_now(
+        &self,
+        session: &Arc<VhbaSession>,
+        key: TaskKey,
+        run: impl FnOnce() -> bool,
+    ) -> Option<ServiceResponse> {
+        let mut state = self.lock();
+        let barrier = state
+            .running()
+            .any(|one| one.attribute != TaskAttribute::Simple);
+        if barrier || state.stopped || state.tasks.has_barrier() || !self.delay.is_zero() {
+            return None;
+        }
+        state.number += 1;
+        let number = state.number;
+        state.running.push(Running {
+            number,
+            key,
+            attribute: TaskAttribute::Simple,
+            data_out_bytes: 0,
+            data_in_bytes: 0,
+            session: session.clone(),
+            fates: Vec::new(),
+            // It does not wait, so it is never late.
+            since: None,
+            overdue: false,
+            next_is_fast: false,
+        });
+        drop(state);
+        let ran = run();
+        let mut state = self.lock();
+        let at = state.running.iter().position(|one| one.number == number)?;
+        let Running { fates, .. } = state.running.swap_remove(at);
+        // An ORDERED task may have waited for this one.
+        self.wake(state);
+        let response = match fates.first() {
+            None => ran.then_some(ServiceResponse::TaskComplete),
+            Some(Fate::Lost) => Some(ServiceResponse::TargetFailure),
+            Some(Fate::Ended(response, _)) => Some(*response),
+            Some(Fate::Preempted(_)) => Some(ServiceResponse::Aborted),
+        };
+        finish(fates);
+        response
+    }
+
     /// Starts the first thread.
     pub(super) fn start(&self) -> std::io::Result<()> {
         self.spawn(&mut self.lock())

@@ -89,6 +89,15 @@ impl<S> TaskSet<S> {
         self.waiting.is_empty()
     }
 
+    /// Whether one waits that is ORDERED or HEAD OF QUEUE.
+    pub(super) fn has_barrier(&self) -> bool {
+        let mut waiting = Running::default();
+        self.waiting
+            .iter()
+            .for_each(|task| waiting.add(task.attribute));
+        waiting.barrier
+    }
+
     pub(super) fn push(&mut self, task: Task<S>) {
         if task.attribute == TaskAttribute::HeadOfQueue {
             let head = |task: &Task<S>| task.attribute == TaskAttribute::HeadOfQueue;

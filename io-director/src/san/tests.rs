@@ -19,6 +19,7 @@ use qos::DeviceRate;
 
 use crate::Director;
 
+mod direct;
 mod medium;
 mod model;
 mod operator;

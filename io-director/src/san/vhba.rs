@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use fabric_bypass::DirectTarget;
 use fabric_config::{DirectorConfig, LunConfig, MediumConfig, VhbaConfig};
 use fabric_payload::scsi::{LunBytes, TRANSFER_BYTES_MAX};
 use fabric_transport::{DeviceId, LaneClient};
@@ -206,6 +207,11 @@ impl Lun {
         })?;
         let loaded = self.unit.load_reservations(&stored);
         loaded.map_err(|_damaged| ReservationFileError::Damaged { path: path() })
+    }
+
+    /// `None` of a unit of others.
+    pub(super) fn medium(&self) -> Option<&Medium> {
+        self.medium.as_deref()
     }
 
     /// What may be done with it now.
@@ -529,6 +535,12 @@ impl Vhba {
         // The timer stands at what the old words allowed.
         port.run();
         Ok(())
+    }
+
+    /// The vHBA, for a host agent in the same process.
+    #[must_use]
+    pub fn direct_target(&self) -> Arc<dyn DirectTarget> {
+        self.shared.clone()
     }
 
     pub(super) fn shared(&self) -> Arc<VhbaShared> {

@@ -173,7 +173,7 @@ impl VhbaSession {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn key(&self, tag: Tag) -> TaskKey {
+    pub(super) fn key(&self, tag: Tag) -> TaskKey {
         TaskKey {
             session: self.number,
             tag,
@@ -811,7 +811,19 @@ impl LaneClient for VhbaSession {
 }
 
 impl VhbaSession {
-    fn epoch(&self) -> Option<u16> {
+    pub(super) fn me(&self) -> Option<Arc<Self>> {
+        self.me.upgrade()
+    }
+
+    pub(super) fn vhba(&self) -> &VhbaShared {
+        &self.vhba
+    }
+
+    pub(super) fn lanes(&self) -> Option<LaneSet> {
+        self.lock().lanes.clone()
+    }
+
+    pub(super) fn epoch(&self) -> Option<u16> {
         self.lock().lanes.as_ref().map(LaneSet::epoch)
     }
 }

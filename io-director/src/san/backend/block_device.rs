@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use scsi_target::{BlockDevice, MediumError, Provisioning};
+use fabric_bypass::DataBuffers;
+use scsi_target::{BlockDevice, MediumError, Provisioning, Transfer};
 
 use super::file_io::FileIo;
 use super::raw_file::{remeasure, write_zeroes};
@@ -144,6 +145,10 @@ impl Backend for HostBlockDevice {
 
     fn measure(&self) -> bool {
         remeasure(&self.io, &self.path, self.block_bytes, &self.block_count)
+    }
+
+    fn move_now(&self, transfer: Transfer, data: &dyn DataBuffers) -> bool {
+        self.io.move_now(transfer, data)
     }
 }
 

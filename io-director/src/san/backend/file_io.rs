@@ -9,12 +9,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Condvar, Mutex, PoisonError};
 
+use fabric_bypass::DataBuffers;
 use nix::fcntl::{FallocateFlags, fallocate};
-use scsi_target::{Allocation, Extent, MediumError, MediumErrorKind};
+use scsi_target::{Allocation, Extent, MediumError, MediumErrorKind, Transfer};
 
 use super::{BackendError, failed, offset};
 
@@ -22,6 +24,8 @@ use super::{BackendError, failed, offset};
 const BOUNCE_BUFFERS_MAX: usize = 8;
 /// Bytes of each; longer transfers are cut.
 const BOUNCE_BYTES: usize = 128 * 1024;
+/// `f_type` of tmpfs and ramfs (linux/magic.h).
+const FILE_SYSTEMS_IN_MEMORY: [rustix::fs::FsWord; 2] = [0x0102_1994, 0x8584_58f6];
 /// What memory has to be aligned to, at any block size.
 const ALIGNMENT: usize = 4096;
 
@@ -31,6 +35,8 @@ pub(super) struct FileIo {
     file: File,
     block_bytes: u32,
     bounce: Option<BounceBuffers>,
+    /// Its file system is memory: nothing of it waits for a device.
+    in_memory: bool,
 }
 
 impl FileIo {
@@ -67,7 +73,10 @@ impl FileIo {
             read_only,
             source,
         })?;
+        let file_system = rustix::fs::fstatfs(&file);
         Ok(Self {
+            in_memory: file_system
+                .is_ok_and(|found| FILE_SYSTEMS_IN_MEMORY.contains(&found.f_type)),
             file,
             block_bytes,
             bounce: None,
@@ -83,6 +92,7 @@ impl FileIo {
             file,
             block_bytes,
             bounce: Some(bounce),
+            in_memory: false,
         })
     }
 
@@ -116,6 +126,33 @@ impl FileIo {
             }),
         };
         read.map_err(|error| failed(&error, MediumErrorKind::Read, lba))
+    }
+
+    /// Moves blocks without waiting, or not: reads what the page cache has, and writes where there
+    /// is nothing but memory. A write into the page cache of a disk may have to wait for it.
+    pub(super) fn move_now(&self, transfer: Transfer, data: &dyn DataBuffers) -> bool {
+        if self.bounce.is_some() {
+            return false;
+        }
+        let file = self.file.as_fd();
+        let (moved, bytes) = match transfer {
+            Transfer::Read { lba, bytes } => {
+                let Ok(at) = offset(lba, self.block_bytes) else {
+                    return false;
+                };
+                (data.read_file(file, at, bytes, self.in_memory), bytes)
+            }
+            Transfer::Write { lba, bytes } => {
+                let Ok(at) = offset(lba, self.block_bytes) else {
+                    return false;
+                };
+                if !self.in_memory {
+                    return false;
+                }
+                (data.write_file(file, at, bytes), bytes)
+            }
+        };
+        moved.is_ok_and(|moved| moved == bytes)
     }
 
     pub(super) fn write(&self, lba: u64, data: &[u8]) -> Result<(), MediumError> {

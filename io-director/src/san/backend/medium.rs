@@ -13,7 +13,8 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use scsi_target::{BlockDevice, Extent, MediumError, MediumErrorKind, Provisioning};
+use fabric_bypass::DataBuffers;
+use scsi_target::{BlockDevice, Extent, MediumError, MediumErrorKind, Provisioning, Transfer};
 
 use super::{Backend, BackendError};
 use crate::counters::{LunCounters, Snapshot};
@@ -125,6 +126,16 @@ impl Medium {
             ("blocks", self.block_count()),
         ]);
         snapshot
+    }
+
+    /// [`Backend::move_now`], as far as the medium may be used.
+    pub(in crate::san) fn move_now(&self, transfer: Transfer, data: &dyn DataBuffers) -> bool {
+        let writes = matches!(transfer, Transfer::Write { .. });
+        if self.is_unreachable() || writes && self.has_lost_writes() {
+            return false;
+        }
+        let claimed = self.claimed.try_read();
+        claimed.is_ok_and(|claimed| *claimed && self.backend.move_now(transfer, data))
     }
 
     /// Keeps the lock for an access.

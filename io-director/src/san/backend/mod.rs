@@ -26,8 +26,9 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use fabric_bypass::DataBuffers;
 use fabric_config::{LunConfig, MediumConfig};
-use scsi_target::{BlockDevice, MediumError, MediumErrorKind};
+use scsi_target::{BlockDevice, MediumError, MediumErrorKind, Transfer};
 
 use block_device::HostBlockDevice;
 use null::NullDevice;
@@ -186,6 +187,22 @@ pub(super) trait Backend: BlockDevice + std::fmt::Debug {
     fn measure(&self) -> bool {
         false
     }
+
+    /// Moves blocks between the medium and the memory of a command, if that needs no waiting: the
+    /// caller has a ring to look after. False: it is to be done by [`BlockDevice::read`] or
+    /// [`BlockDevice::write`]; a part may have moved.
+    fn move_now(&self, _transfer: Transfer, _data: &dyn DataBuffers) -> bool {
+        false
+    }
+}
+
+/// Zeroes for a command to read, from `offset` of its data on; false if they have no room.
+fn read_zeroes(data: &dyn DataBuffers, offset: usize, bytes: usize) -> bool {
+    static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+    (0..bytes).step_by(ZEROES.len()).all(|done| {
+        let zeroes = ZEROES.get(..bytes - done).unwrap_or(&ZEROES);
+        data.write_at(offset + done, zeroes).is_ok()
+    })
 }
 
 /// Opens the medium of `config`, without locking it; `None` if it is a unit of others.

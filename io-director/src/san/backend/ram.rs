@@ -5,9 +5,12 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use scsi_target::{Allocation, BlockDevice, Extent, MediumError, MediumErrorKind, Provisioning};
+use fabric_bypass::DataBuffers;
+use scsi_target::{
+    Allocation, BlockDevice, Extent, MediumError, MediumErrorKind, Provisioning, Transfer,
+};
 
-use super::Backend;
+use super::{Backend, read_zeroes};
 
 const PIECE_BYTES: usize = 64 * 1024;
 
@@ -84,19 +87,33 @@ impl Part<'_> {
         }
     }
 
+    fn read_to(&self, data: &dyn DataBuffers, offset: usize) -> bool {
+        let piece = self.piece.read().unwrap_or_else(PoisonError::into_inner);
+        match piece.get(self.at..self.at + self.bytes) {
+            Some(from) => data.write_at(offset, from).is_ok(),
+            None => read_zeroes(data, offset, self.bytes),
+        }
+    }
+
     /// Whether there was memory for it.
     fn write(&self, from: &[u8]) -> bool {
+        self.change(|to| to.copy_from_slice(from)).is_some()
+    }
+
+    /// Whether there was memory for it, and data.
+    fn write_from(&self, data: &dyn DataBuffers, offset: usize) -> bool {
+        let written = self.change(|to| data.read_at(offset, to).is_ok());
+        written.unwrap_or(false)
+    }
+
+    /// Has `write` write it; `None` without memory.
+    fn change<T>(&self, write: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
         let mut piece = self.piece.write().unwrap_or_else(PoisonError::into_inner);
         if piece.is_empty() {
-            if piece.try_reserve_exact(PIECE_BYTES).is_err() {
-                return false;
-            }
+            piece.try_reserve_exact(PIECE_BYTES).ok()?;
             piece.resize(PIECE_BYTES, 0);
         }
-        if let Some(to) = piece.get_mut(self.at..self.at + self.bytes) {
-            to.copy_from_slice(from);
-        }
-        true
+        piece.get_mut(self.at..self.at + self.bytes).map(write)
     }
 
     fn zero(&self) {
@@ -109,7 +126,26 @@ impl Part<'_> {
     }
 }
 
-impl Backend for RamDisk {}
+impl Backend for RamDisk {
+    fn move_now(&self, transfer: Transfer, data: &dyn DataBuffers) -> bool {
+        let (Transfer::Read { lba, bytes } | Transfer::Write { lba, bytes }) = transfer;
+        let reads = matches!(transfer, Transfer::Read { .. });
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let Ok(mut parts) = self.parts(lba, bytes) else {
+            return false;
+        };
+        let mut offset = 0;
+        parts.all(|part| {
+            let at = offset;
+            offset += part.bytes;
+            if reads {
+                part.read_to(data, at)
+            } else {
+                part.write_from(data, at)
+            }
+        })
+    }
+}
 
 impl BlockDevice for RamDisk {
     fn block_bytes(&self) -> u32 {

@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use scsi_target::{BlockDevice, Extent, MediumError, Provisioning};
+use fabric_bypass::DataBuffers;
+use scsi_target::{BlockDevice, Extent, MediumError, Provisioning, Transfer};
 
 use super::file_io::FileIo;
 use super::{Backend, BackendError, lock_file, unlock_file, whole_blocks};
@@ -86,6 +87,10 @@ impl Backend for RawFile {
 
     fn measure(&self) -> bool {
         remeasure(&self.io, &self.path, self.block_bytes, &self.block_count)
+    }
+
+    fn move_now(&self, transfer: Transfer, data: &dyn DataBuffers) -> bool {
+        self.io.move_now(transfer, data)
     }
 }
 

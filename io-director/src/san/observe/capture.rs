@@ -94,6 +94,11 @@ impl Tap {
         })
     }
 
+    /// Whether somebody captures.
+    pub(in crate::san) fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed)
+    }
+
     pub(super) fn vhba(&self) -> &str {
         &self.vhba
     }

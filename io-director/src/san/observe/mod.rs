@@ -26,7 +26,7 @@ use fabric_payload::scsi::{
 };
 
 use capture::{CaptureBuffer, Exchange};
-use statistics::Kind;
+use statistics::{GOOD, Kind};
 
 /// A command from its arrival to its end. Dropped without either it counts as lost.
 #[derive(Debug)]
@@ -52,6 +52,18 @@ impl Observed {
             exchange: tap.begin(command),
             ended: false,
         }
+    }
+
+    /// A command that ran to GOOD without frames since `since`; nobody captures it.
+    pub(super) fn moved(
+        statistics: &NexusStatistics,
+        (since, cdb): (Instant, &[u8]),
+        (data_in, data_out): (usize, usize),
+    ) {
+        statistics.begin();
+        statistics.answered(Kind::of(cdb), since.elapsed(), GOOD, None);
+        statistics.moved(data_in, data_out);
+        statistics.end(true);
     }
 
     /// A part of its write data arrived.

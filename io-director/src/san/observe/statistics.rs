@@ -39,7 +39,7 @@ const SENSE_KEYS: [&str; 16] = [
     "completed",
 ];
 /// Status bytes of commands without an error (SAM-5 section 5.3.1).
-const GOOD: u8 = 0x00;
+pub(super) const GOOD: u8 = 0x00;
 const CONDITION_MET: u8 = 0x04;
 const FUNCTIONS: [(TaskFunction, &str); 7] = [
     (TaskFunction::AbortTask, "abort-task"),
@@ -199,7 +199,7 @@ impl NexusStatistics {
         }
     }
 
-    pub(super) fn aborted(&self) {
+    pub(in crate::san) fn aborted(&self) {
         self.aborted.add(1);
     }
 

@@ -49,6 +49,7 @@ name = "host1"
 embedded = true
 run-dir = "@DIR@/host1"
 rate = "400G"
+busy-poll-us = 200
 [[host.vm]]
 name = "vm"
 [[host.vm.vhba]]
