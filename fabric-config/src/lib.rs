@@ -143,6 +143,7 @@
 
 mod address;
 mod admit;
+mod difference;
 mod error;
 mod links;
 mod pass_through;
@@ -162,6 +163,10 @@ use qos::{Attachment, DeviceRate, LinkBudget, PolicyCatalog, VmRate};
 
 pub use address::{AddressError, MacAddress, PortName, Wwpn};
 pub use admit::{Admission, Direction, NotAdmitted, Refusal, require_admitted};
+pub use difference::{
+    ApplyRefused, CannotChange, Change, ChangeKind, Difference, Object, ObjectId, ObjectReport,
+    Outcome, Place, Report, Settings, Side, require_admitted_anew,
+};
 pub use error::{ConfigError, Problem};
 pub use links::{LinkSecurity, TlsPaths};
 
