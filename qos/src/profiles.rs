@@ -47,6 +47,24 @@ impl Profiles {
         added
     }
 
+    /// Gives the VM called `vm` other words, in force at once. One that has no devices here, or none
+    /// in its name because it had no words when they came, has nothing to change.
+    ///
+    /// # Errors
+    /// As [`Scheduler::set_vm_rate`]; nothing has changed then.
+    pub fn set_rate<T>(
+        &mut self,
+        scheduler: &mut Scheduler<T>,
+        now: MonotonicTime,
+        vm: &str,
+        rate: VmRate,
+    ) -> Result<(), AdmissionError> {
+        match self.vms.get(vm) {
+            Some(handle) => scheduler.set_vm_rate(now, *handle, rate),
+            None => Ok(()),
+        }
+    }
+
     /// Removes a device of the VM called `vm`, and the VM with its last one. What the device had
     /// queued comes back.
     #[must_use = "frames that are dropped here are lost"]
@@ -91,6 +109,12 @@ mod tests {
         join(&mut profiles, &mut scheduler, words, "200M").unwrap_err();
         let second = join(&mut profiles, &mut scheduler, words, "100M").unwrap();
         assert_eq!(scheduler.reserved(), "400M".parse().unwrap());
+        let more = VmRate {
+            cir: "500M".parse().unwrap(),
+            ..words
+        };
+        profiles.set_rate(&mut scheduler, now, "vm1", more).unwrap();
+        assert_eq!(scheduler.reserved(), more.cir);
         let mut leave = |device| drop(profiles.leave(&mut scheduler, "vm1", device));
         leave(first);
         leave(second);

@@ -137,12 +137,28 @@ impl ItNexus {
         data_in: &mut Vec<u8>,
         data_in_max: usize,
     ) -> Completion {
+        let command = (lun, cdb, attribute);
+        self.execute_for(None, command, data_out, data_in, data_in_max)
+    }
+
+    /// As [`Self::execute`], for a command that came when `unit` was at its LUN: if another is there
+    /// by now, or none, it ends with LOGICAL UNIT NOT SUPPORTED.
+    pub fn execute_for(
+        &self,
+        unit: Option<&Arc<LogicalUnit>>,
+        (lun, cdb, attribute): ([u8; 8], &[u8], TaskAttribute),
+        data_out: &[u8],
+        data_in: &mut Vec<u8>,
+        data_in_max: usize,
+    ) -> Completion {
         data_in.clear();
         let (attachment, well_known) = match LunAddress::parse(lun) {
             LunAddress::Unit(lun) => (self.read_luns().get(&lun).cloned(), false),
             LunAddress::ReportLunsWellKnown => (None, true),
             LunAddress::Absent => (None, false),
         };
+        let same = |there: &Attachment| unit.is_none_or(|unit| Arc::ptr_eq(unit, &there.unit));
+        let attachment = attachment.filter(same);
         let mut data_out_used_bytes = 0;
         let mut good = Status::Good;
         let mut preempted_ports = Vec::new();
