@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use fabric_transport::DeviceId;
-use qos::{PolicyCatalog, VmRate};
+use qos::{BitRate, PolicyCatalog, VmRate};
 use serde::{Deserialize, Serialize};
 
 use crate::admit::{NotAdmitted, Refusal};
@@ -344,8 +344,16 @@ impl Change {
                     ("ingress", before.ingress, after.ingress),
                     ("egress", before.egress, after.egress),
                 ] {
-                    let wordless = |rate: VmRate| rate == VmRate::default();
-                    let rule = if host_before == host_after && wordless(before) != wordless(after) {
+                    // Ports know no cir of a VM; where one has no words, its devices stand alone.
+                    let wordless = |rate: VmRate| {
+                        let at_port = VmRate {
+                            cir: BitRate::ZERO,
+                            ..rate
+                        };
+                        [rate, at_port].map(|rate| rate == VmRate::default())
+                    };
+                    let stays = host_before == host_after;
+                    let rule = if stays && wordless(before) != wordless(after) {
                         Rule::Fixed(Keeper::Both, NEW_VM)
                     } else {
                         Rule::Live

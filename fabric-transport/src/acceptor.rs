@@ -147,6 +147,14 @@ impl Acceptor {
         Box::new(move |link| shared.receive(link))
     }
 
+    /// Ends the session of a host that is no longer known, with its devices.
+    pub fn let_go(&self, host: &str) {
+        let known = lock(&self.shared.hosts).remove(host);
+        if let Some(endpoint) = known.and_then(|known| known.endpoint) {
+            endpoint.close("the host is no longer in the lab file");
+        }
+    }
+
     /// This end of a host's session, if it has one.
     #[must_use]
     pub fn endpoint(&self, host: &str) -> Option<Arc<Endpoint>> {
@@ -313,6 +321,10 @@ struct AcceptorDirectory(Arc<Shared>);
 impl Directory for AcceptorDirectory {
     fn attach(&self, host: &str, device: DeviceId, generation: u32) -> Result<DeviceGrant, String> {
         self.0.directory.attach(host, device, generation)
+    }
+
+    fn serves(&self, host: &str, device: DeviceId, generation: u32) -> bool {
+        self.0.directory.serves(host, device, generation)
     }
 
     fn path_lost(&self, endpoint: &Arc<Endpoint>, path: u16, cause: &PathCause) {

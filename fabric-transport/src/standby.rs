@@ -21,6 +21,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use qos::{AdmissionError, DeviceRate, VmRate};
+
 use crate::frame::DeviceId;
 use crate::uplink::{Connector, Uplink, UplinkConfig, UplinkDevice};
 
@@ -120,6 +122,40 @@ impl StandbyUplink {
         if let Some(uplink) = self.uplinks.get(active) {
             uplink.add(device);
         }
+    }
+
+    /// Changes what a device may send.
+    ///
+    /// # Errors
+    /// As [`Uplink::set_rate`].
+    pub fn set_rate(&self, id: DeviceId, rate: DeviceRate) -> Result<(), AdmissionError> {
+        let mut state = self.shared.lock();
+        for uplink in &*self.uplinks {
+            uplink.set_rate(id, rate)?;
+        }
+        for device in state.devices.iter_mut().filter(|device| device.id == id) {
+            device.grant.rate = rate;
+        }
+        Ok(())
+    }
+
+    /// Changes what the devices of a VM may send together.
+    ///
+    /// # Errors
+    /// As [`Uplink::set_vm_rate`].
+    pub fn set_vm_rate(&self, vm: &str, rate: VmRate) -> Result<(), AdmissionError> {
+        let mut state = self.shared.lock();
+        for uplink in &*self.uplinks {
+            uplink.set_vm_rate(vm, rate)?;
+        }
+        let grants = state
+            .devices
+            .iter_mut()
+            .filter_map(|it| it.grant.vm.as_mut());
+        for grant in grants.filter(|grant| grant.name == vm) {
+            grant.rate = rate;
+        }
+        Ok(())
     }
 
     /// Takes a device away.

@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use qos::LinkBudget;
+use qos::{AdmissionError, DeviceRate, LinkBudget, VmRate};
 
 use crate::endpoint::{DeviceGrant, Directory, Endpoint, EndpointConfig, NewPath};
 use crate::frame::{DeviceId, FrameHeader, VERSION_MIN};
@@ -32,6 +32,8 @@ use crate::told::Told;
 const RETRY_MIN: Duration = Duration::from_millis(50);
 /// The longest pause between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// How often a director is asked again for a device that it refused, or let go.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long the end of an uplink waits for its session to be closed in good order. A connection
 /// attempt that is under way is left to end by itself.
 const FAREWELL_MAX: Duration = Duration::from_millis(100);
@@ -120,6 +122,8 @@ struct State {
     greeting: bool,
     /// Devices that the director refused, with its reason.
     refused: Vec<(DeviceId, String)>,
+    /// When they were last asked for again.
+    asked: Option<Instant>,
     /// Why links could not be made: each reason is reported once.
     told: Told,
 }
@@ -213,6 +217,41 @@ impl Uplink {
         }
     }
 
+    /// Changes what a device may send, in this session and those to come.
+    ///
+    /// # Errors
+    /// It does not fit the link; nothing has changed.
+    pub fn set_rate(&self, id: DeviceId, rate: DeviceRate) -> Result<(), AdmissionError> {
+        // Locked throughout, so that no session begins with the old words.
+        let mut state = self.shared.lock();
+        if let Some(endpoint) = &state.endpoint {
+            endpoint.set_rate(id, rate)?;
+        }
+        for device in state.devices.iter_mut().filter(|device| device.id == id) {
+            device.grant.rate = rate;
+        }
+        Ok(())
+    }
+
+    /// Changes what the devices of the VM called `vm` may send together, likewise.
+    ///
+    /// # Errors
+    /// It does not fit the link; nothing has changed.
+    pub fn set_vm_rate(&self, vm: &str, rate: VmRate) -> Result<(), AdmissionError> {
+        let mut state = self.shared.lock();
+        if let Some(endpoint) = &state.endpoint {
+            endpoint.set_vm_rate(vm, rate)?;
+        }
+        let grants = state
+            .devices
+            .iter_mut()
+            .filter_map(|it| it.grant.vm.as_mut());
+        for grant in grants.filter(|grant| grant.name == vm) {
+            grant.rate = rate;
+        }
+        Ok(())
+    }
+
     /// This end of the session, if there is one.
     #[must_use]
     pub fn endpoint(&self) -> Option<Arc<Endpoint>> {
@@ -242,17 +281,7 @@ impl Uplink {
 
     /// Asks again for the devices that were refused.
     pub(crate) fn ask_again(&self) {
-        let state = self.shared.lock();
-        let refused = |id| state.refused.iter().any(|(known, _)| *known == id);
-        let devices = state.devices.iter();
-        let devices: Vec<_> = devices.filter(|it| refused(it.id)).cloned().collect();
-        let endpoint = state.endpoint.clone();
-        drop(state);
-        if let Some(endpoint) = endpoint {
-            for device in devices {
-                self.shared.attach(&endpoint, device);
-            }
-        }
+        self.shared.ask_again();
     }
 
     /// Devices that this end or the director refused, with the reason.
@@ -312,6 +341,24 @@ impl Shared {
         state
     }
 
+    /// The devices to ask for again, with the session to ask in.
+    fn refused_devices(&self) -> Option<(Arc<Endpoint>, Vec<UplinkDevice>)> {
+        let mut state = self.lock();
+        state.asked = Some(Instant::now());
+        let refused = |id| state.refused.iter().any(|(known, _)| *known == id);
+        let devices = state.devices.iter();
+        let devices = devices.filter(|it| refused(it.id)).cloned().collect();
+        Some((state.endpoint.clone()?, devices))
+    }
+
+    fn ask_again(&self) {
+        if let Some((endpoint, devices)) = self.refused_devices() {
+            for device in devices {
+                self.attach(&endpoint, device);
+            }
+        }
+    }
+
     fn attach(&self, endpoint: &Endpoint, device: UplinkDevice) {
         if let Err(error) = endpoint.attach(device.id, device.generation, device.grant) {
             self.refuse(device.id, error.to_string());
@@ -320,6 +367,9 @@ impl Shared {
 
     fn refuse(&self, id: DeviceId, reason: String) {
         let mut state = self.lock();
+        if !state.devices.iter().any(|device| device.id == id) {
+            return;
+        }
         // Once for each reason, however often a standby is asked.
         if !state.refused.contains(&(id, reason.clone())) {
             tracing::error!(device = %id, reason, "device was refused");
@@ -332,6 +382,12 @@ impl Shared {
 }
 
 impl State {
+    /// Whether it is time to ask again for devices that were refused.
+    fn asks_again(&self) -> bool {
+        let asked = self.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN);
+        !asked && !self.refused.is_empty()
+    }
+
     fn is_active(&self) -> bool {
         let endpoint = self.endpoint.as_ref();
         endpoint.is_some_and(|endpoint| endpoint.state() == SessionState::Active)
@@ -356,7 +412,12 @@ fn run(shared: &Arc<Shared>, connector: &dyn Connector, priority: usize) {
     let mut state = shared.lock();
     while !state.stopped {
         if !state.wants_link(priority) || !connector.is_there() {
-            state = shared.wait(state, RETRY_MAX);
+            if state.asks_again() {
+                drop(state);
+                shared.ask_again();
+                state = shared.lock();
+            }
+            state = shared.wait(state, ASK_AGAIN);
             continue;
         }
         if std::mem::take(&mut was_made) {
@@ -528,6 +589,11 @@ impl Directory for HostDirectory {
         for device in devices {
             self.0.attach(endpoint, device);
         }
+    }
+
+    fn attached(&self, device: DeviceId) {
+        let mut state = self.0.lock();
+        state.refused.retain(|(refused, _)| *refused != device);
     }
 
     fn refused(&self, device: DeviceId, reason: &str) {

@@ -248,7 +248,16 @@ pub trait Directory: Send + Sync + 'static {
         Err("this end is a host agent, not a director".to_owned())
     }
 
-    /// Host: the director does not serve a device.
+    /// Director: whether [`Self::attach`] would still say yes. Asked once more when the device is
+    /// attached: one that was taken away meanwhile is let go again.
+    fn serves(&self, _host: &str, _device: DeviceId, _generation: u32) -> bool {
+        true
+    }
+
+    /// Host: the director serves a device.
+    fn attached(&self, _device: DeviceId) {}
+
+    /// Host: the director does not serve a device, or no longer.
     fn refused(&self, _device: DeviceId, _reason: &str) {}
 
     /// A link was given up; it is closed already.
@@ -528,6 +537,20 @@ impl Endpoint {
             device.piece_bytes = piece_bytes;
         }
         drop(core);
+        self.run_link();
+        Ok(())
+    }
+
+    /// Changes what the devices of the VM called `vm` may send together, without loss or reordering.
+    ///
+    /// # Errors
+    /// The new reservation does not fit; the old one stays.
+    pub fn set_vm_rate(&self, vm: &str, rate: VmRate) -> Result<(), AdmissionError> {
+        let mut guard = self.lock();
+        let core = &mut *guard;
+        core.profiles
+            .set_rate(&mut core.scheduler, now(), vm, rate)?;
+        drop(guard);
         self.run_link();
         Ok(())
     }

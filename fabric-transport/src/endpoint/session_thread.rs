@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -14,6 +14,7 @@ use super::{Directory, Endpoint, LaneClient, LaneSet, NewPath, Receipt, now};
 use crate::frame::{self, DeviceId, FrameError, FrameHeader, VirtualLane};
 use crate::link::{Filled, LinkReceiver, fill_or_spin, spin_allowed};
 use crate::session::{CloseReason, PathCause, Role, SessionEvent, SessionState};
+use crate::told::Told;
 
 /// Rounds of reading after which the links that had nothing are looked at too.
 const ROUNDS_MAX: u32 = 16;
@@ -72,6 +73,8 @@ pub(super) struct SessionThread {
     touched: Vec<Arc<dyn LaneClient>>,
     /// Number of the batch.
     batch: u64,
+    /// Why devices were refused.
+    told: Told,
 }
 
 /// What a batch of frames asks for, in the order of the frames.
@@ -114,6 +117,7 @@ impl SessionThread {
             consumed: Vec::new(),
             touched: Vec::new(),
             batch: 0,
+            told: Told::default(),
         })
     }
 
@@ -439,14 +443,31 @@ impl SessionThread {
                     Ok(())
                 });
                 match attached {
-                    Ok(()) => self.attached(device),
+                    Ok(()) => {
+                        self.attached(device);
+                        if !self.directory.serves(host, device, generation) {
+                            endpoint.detach(device);
+                        }
+                        self.told.forget(&device.to_string());
+                    }
                     Err(reason) => {
-                        tracing::warn!(host, %device, reason, "device refused");
+                        // It is asked for again and again.
+                        if self
+                            .told
+                            .is_news(Instant::now(), &device.to_string(), &reason)
+                        {
+                            tracing::warn!(host, %device, reason, "device refused");
+                        } else {
+                            tracing::debug!(host, %device, reason, "device refused again");
+                        }
                         endpoint.lock().session.refuse(device, reason);
                     }
                 }
             }
-            SessionEvent::Attached { device } => self.attached(device),
+            SessionEvent::Attached { device } => {
+                self.directory.attached(device);
+                self.attached(device);
+            }
             SessionEvent::Refused { device, reason } => {
                 drop(endpoint.lock().remove_device(device));
                 self.directory.refused(device, &reason);
@@ -459,6 +480,7 @@ impl SessionThread {
                 if let Some(removed) = removed {
                     removed.grant.client.down(epoch);
                 }
+                self.directory.refused(device, "the other end let it go");
             }
             SessionEvent::Credited { device } => {
                 let client = endpoint.lock().credited(device);
