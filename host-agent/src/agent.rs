@@ -1,10 +1,12 @@
-//! Starting and stopping everything that a host has.
+//! Starting and stopping everything that a host has, and changing it meanwhile.
 
-use std::collections::HashMap;
+mod apply;
+
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use fabric_config::{HostConfig, LabConfig, VhbaConfig, VnicConfig};
@@ -16,6 +18,7 @@ use fabric_transport::standby::StandbyUplink;
 use fabric_transport::uplink::{Connector, Uplink, UplinkConfig, UplinkDevice, connectors};
 use fabric_transport::{DeviceId, LaneClient};
 use io_director::Director;
+use qos::{AdmissionError, DeviceRate, VmRate};
 use qos_monitor::{LinkHop, Watched};
 use vhba_backend::VhbaDevice;
 use vhost_user_session::{Session, SessionConfig, SessionHandle, SocketSource, VirtioDevice};
@@ -27,16 +30,26 @@ use crate::embedded::EmbeddedDirector;
 pub struct HostAgent {
     // Dropped in this order: guests lose their back ends first, so that nothing they still send
     // is taken for lost.
-    sessions: Vec<SessionHandle>,
+    served: Mutex<BTreeMap<DeviceId, Served>>,
     uplink: Arc<HostUplink>,
     director: Option<Director>,
     link: Arc<LinkHop>,
+    name: String,
+    allow_unsealed_memory: bool,
+    /// The lab file in force; locked while another is applied.
+    lab: Mutex<LabConfig>,
+}
+
+/// A device with its socket.
+#[derive(Debug)]
+struct Served {
+    session: SessionHandle,
 }
 
 impl std::fmt::Debug for HostAgent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HostAgent")
-            .field("devices", &self.sessions.len())
+            .field("devices", &self.served().len())
             .finish_non_exhaustive()
     }
 }
@@ -60,6 +73,34 @@ impl HostUplink {
         }
     }
 
+    fn add(&self, device: UplinkDevice) {
+        match self {
+            Self::Single(uplink) => uplink.add(device),
+            Self::Standby(uplinks) => uplinks.add(device),
+        }
+    }
+
+    fn remove(&self, id: DeviceId) {
+        match self {
+            Self::Single(uplink) => uplink.remove(id),
+            Self::Standby(uplinks) => uplinks.remove(id),
+        }
+    }
+
+    fn set_rate(&self, id: DeviceId, rate: DeviceRate) -> Result<(), AdmissionError> {
+        match self {
+            Self::Single(uplink) => uplink.set_rate(id, rate),
+            Self::Standby(uplinks) => uplinks.set_rate(id, rate),
+        }
+    }
+
+    fn set_vm_rate(&self, vm: &str, rate: VmRate) -> Result<(), AdmissionError> {
+        match self {
+            Self::Single(uplink) => uplink.set_vm_rate(vm, rate),
+            Self::Standby(uplinks) => uplinks.set_vm_rate(vm, rate),
+        }
+    }
+
     /// The one that has none, if there is one.
     #[must_use]
     pub fn standby(&self) -> Option<&Uplink> {
@@ -75,6 +116,28 @@ struct Device {
     name: String,
     virtio: Arc<dyn VirtioDevice>,
     fabric: UplinkDevice,
+    /// If it is one.
+    vhba: Option<Arc<VhbaDevice>>,
+}
+
+impl Device {
+    /// Binds its socket; `director` is one in this process.
+    fn serve(
+        self,
+        host: &HostConfig,
+        director: Option<&Director>,
+        allow_unsealed_memory: bool,
+    ) -> Result<(SessionHandle, UplinkDevice)> {
+        if let (Some(vhba), Some(director)) = (&self.vhba, director) {
+            vhba.set_direct_target(director.direct_target(self.fabric.id));
+        }
+        let socket = socket_path(host, &self.name);
+        let mut config = SessionConfig::new(SocketSource::path(&socket));
+        config.allow_unsealed_memory = allow_unsealed_memory;
+        let session = Session::start(self.virtio, config)
+            .with_context(|| format!("{} cannot be served on {}", self.name, socket.display()))?;
+        Ok((session, self.fabric))
+    }
 }
 
 impl HostAgent {
@@ -90,7 +153,7 @@ impl HostAgent {
                 known.join(", ")
             )
         })?;
-        let (mut devices, mut vhbas) = (Vec::new(), Vec::new());
+        let mut devices = Vec::new();
         for vm in &host.vms {
             let grant = VmGrant {
                 name: vm.name.clone(),
@@ -100,32 +163,18 @@ impl HostAgent {
                 devices.push(vnic_device(lab, vnic, &grant)?);
             }
             for vhba in &vm.vhbas {
-                let (device, vhba) = vhba_device(host, vhba, &grant)?;
-                vhbas.push((device.fabric.id, vhba));
-                devices.push(device);
+                devices.push(vhba_device(host, vhba, &grant)?);
             }
         }
         prepare_run_dir(&host.run_dir)?;
         let mut session = session_config(&host.name);
         let (to_director, director) = host_connectors(lab, host, session.instance)?;
-        if let Some(director) = &director {
-            for (id, vhba) in vhbas {
-                if let Some(target) = director.direct_target(id) {
-                    vhba.set_direct_target(target);
-                }
-            }
-        }
-        let mut sessions = Vec::with_capacity(devices.len());
+        let mut served = BTreeMap::new();
         let mut attached = Vec::with_capacity(devices.len());
         for device in devices {
-            let socket = socket_path(host, &device.name);
-            let mut config = SessionConfig::new(SocketSource::path(&socket));
-            config.allow_unsealed_memory = allow_unsealed_memory;
-            let session = Session::start(device.virtio, config).with_context(|| {
-                format!("{} cannot be served on {}", device.name, socket.display())
-            })?;
-            sessions.push(session);
-            attached.push(device.fabric);
+            let (session, fabric) = device.serve(host, director.as_ref(), allow_unsealed_memory)?;
+            served.insert(fabric.id, Served { session });
+            attached.push(fabric);
         }
         session.spread = host.spread;
         session.busy_poll = host.busy_poll;
@@ -153,10 +202,13 @@ impl HostAgent {
         let standby = move || watched.upgrade()?.standby()?.endpoint();
         let link = LinkHop::new(host.budget.hop(), names(host), present).with_standby(standby);
         Ok(Self {
-            sessions,
+            served: Mutex::new(served),
             uplink,
             director,
             link: Arc::new(link),
+            name: host.name.clone(),
+            allow_unsealed_memory,
+            lab: Mutex::new(lab.clone()),
         })
     }
 
@@ -170,6 +222,11 @@ impl HostAgent {
         watched
     }
 
+    fn served(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Served>> {
+        // Whole between any two statements: going on is safe.
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The way to the director.
     #[must_use]
     pub fn uplink(&self) -> &HostUplink {
@@ -180,9 +237,10 @@ impl HostAgent {
 impl Drop for HostAgent {
     fn drop(&mut self) {
         // Each end waits for its threads: together they end as fast as the slowest.
+        let served = self.served();
         std::thread::scope(|scope| {
-            for session in &self.sessions {
-                scope.spawn(|| session.stop());
+            for device in served.values() {
+                scope.spawn(|| device.session.stop());
             }
         });
     }
@@ -233,14 +291,11 @@ fn vnic_device(lab: &LabConfig, config: &VnicConfig, vm: &VmGrant) -> Result<Dev
         name: config.name.clone(),
         virtio: device,
         fabric,
+        vhba: None,
     })
 }
 
-fn vhba_device(
-    host: &HostConfig,
-    config: &VhbaConfig,
-    vm: &VmGrant,
-) -> Result<(Device, Arc<VhbaDevice>)> {
+fn vhba_device(host: &HostConfig, config: &VhbaConfig, vm: &VmGrant) -> Result<Device> {
     let device = VhbaDevice::new(vhba_backend::VhbaConfig {
         name: config.name.clone(),
         device: config.id,
@@ -257,12 +312,12 @@ fn vhba_device(
             client: device.clone() as Arc<dyn LaneClient>,
         },
     };
-    let served = Device {
+    Ok(Device {
         name: config.name.clone(),
         virtio: device.clone(),
         fabric,
-    };
-    Ok((served, device))
+        vhba: Some(device),
+    })
 }
 
 /// How the host reaches its director, which may be in this process.

@@ -1,13 +1,18 @@
 //! Who may attach what: hosts, their sessions and devices; opening and closing in order.
 
+mod apply;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use fabric_bypass::DirectTarget;
-use fabric_config::{EdgeSwitchConfig, HostConfig, LabConfig, LinkSecurity, PortName};
+use fabric_bypass::{DirectSession, DirectTarget};
+use fabric_config::{
+    EdgeSwitchConfig, HostConfig, LabConfig, LinkSecurity, PortName, VhbaConfig, VmConfig,
+    VnicConfig,
+};
 use fabric_transport::acceptor::{Acceptor, Admission};
 use fabric_transport::control::Windows;
 use fabric_transport::discovery::Meeting;
@@ -20,7 +25,9 @@ use qos_monitor::{Hop, LinkHop, Watched};
 
 use crate::counters::Snapshot;
 use crate::ethernet::{self, EthernetPort, TapError};
-use crate::san::{self, ClientError, Lun, LunWatch, SanPort, SanView, Vhba, VhbaError};
+use crate::san::{self, ClientError, Lun, LunWatch, SanObjects, SanPort, SanView, Vhba, VhbaError};
+
+pub use apply::Prepared;
 
 /// Why a director cannot start; everything that was opened is closed again.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +102,11 @@ pub struct Director {
     // Fields are dropped in this order.
     responder: Option<Responder>,
     acceptor: Acceptor,
-    _watch: LunWatch,
+    watch: LunWatch,
     books: Arc<Books>,
+    /// The lab file in force; locked while another is applied.
+    lab: Mutex<LabConfig>,
+    links_of_hosts: Mutex<BTreeMap<String, Arc<LinkHop>>>,
     name: String,
     links: LinkSecurity,
     instance: u64,
@@ -105,17 +115,32 @@ pub struct Director {
     addresses: Vec<LinkAddress>,
 }
 
-/// What sessions ask for, fixed at the start.
-#[derive(Debug)]
-struct Books {
+/// What sessions ask for.
+#[derive(Debug, Default)]
+struct Books(RwLock<State>);
+
+/// Everything that a director serves.
+#[derive(Debug, Default)]
+struct State {
     downlinks: HashMap<String, LinkBudget>,
     edge_switches: Vec<EdgeSwitchConfig>,
     devices: HashMap<DeviceId, Device>,
-    ethernet_ports: BTreeMap<PortName, EthernetPort>,
+    ethernet_ports: BTreeMap<PortName, Arc<EthernetPort>>,
     luns: BTreeMap<String, Arc<Lun>>,
-    vhbas: BTreeMap<DeviceId, Vhba>,
+    vhbas: BTreeMap<DeviceId, Arc<Vhba>>,
     /// Their threads end after the vHBAs that wait for them.
-    san_ports: BTreeMap<PortName, SanPort>,
+    san_ports: BTreeMap<PortName, Arc<SanPort>>,
+}
+
+impl Books {
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        // Whole between any two statements: going on is safe.
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
@@ -134,6 +159,21 @@ enum DeviceKind {
     Vhba,
 }
 
+/// A vHBA of a host in this process.
+#[derive(Debug)]
+struct LocalVhba {
+    books: Arc<Books>,
+    device: DeviceId,
+}
+
+impl DirectTarget for LocalVhba {
+    fn session(&self, epoch: u16) -> Option<Arc<dyn DirectSession>> {
+        // While the books are changed the lanes will do: a ring's thread does not wait.
+        let state = self.books.0.try_read().ok()?;
+        state.vhbas.get(&self.device)?.direct_session(epoch)
+    }
+}
+
 impl Director {
     /// Opens files, then TAP interfaces. Hosts are served through [`Self::listen`] or
     /// [`Self::link_receiver`].
@@ -141,57 +181,54 @@ impl Director {
     /// # Errors
     /// [`DirectorError`]; what was opened is closed again.
     pub fn start(config: &LabConfig) -> Result<Self, DirectorError> {
-        let mut luns = BTreeMap::new();
+        let mut state = State {
+            edge_switches: config.edge_switches.clone(),
+            ..State::default()
+        };
         for lun in &config.luns {
             let open = Lun::open(lun, &config.director).map_err(|source| DirectorError::Lun {
                 name: lun.name.clone(),
                 source,
             })?;
-            luns.insert(lun.name.clone(), Arc::new(open));
+            state.luns.insert(lun.name.clone(), Arc::new(open));
         }
-        let mut san_ports = BTreeMap::new();
-        let mut vhbas = BTreeMap::new();
-        for vhba in config.hosts.iter().flat_map(HostConfig::vhbas) {
+        for (_, vm, vhba) in vhbas(config) {
             let failed = |source| DirectorError::Vhba {
                 name: vhba.name.clone(),
                 source,
             };
-            let port = san_port(config, vhba.port, &mut san_ports).map_err(failed)?;
-            let started = Vhba::start(vhba, &luns, port).map_err(failed)?;
-            vhbas.insert(vhba.id, started);
+            let port = san_port(config, vhba.port, &mut state.san_ports).map_err(failed)?;
+            port.add(vm, vhba);
+            let started = Vhba::start(vhba, &state.luns, &port).map_err(failed)?;
+            state.vhbas.insert(vhba.id, Arc::new(started));
         }
-        let mut ethernet_ports = BTreeMap::new();
         for port in &config.ethernet_ports {
-            let vms = config.hosts.iter().flat_map(|host| &host.vms);
-            let vnics = vms.flat_map(|vm| vm.vnics.iter().map(move |vnic| (vm, vnic)));
-            let vnics = vnics.filter(|(_, vnic)| vnic.port == port.port);
             let started =
-                EthernetPort::start(port, vnics).map_err(|source| DirectorError::EthernetPort {
+                EthernetPort::start(port).map_err(|source| DirectorError::EthernetPort {
                     port: port.port,
                     source,
                 })?;
             tracing::info!(port = %port.port, tap = port.tap, mtu = port.mtu, "ethernet port opened");
-            ethernet_ports.insert(port.port, started);
+            state.ethernet_ports.insert(port.port, Arc::new(started));
+        }
+        for (_, vm, vnic) in vnics(config) {
+            if let Some(port) = state.ethernet_ports.get(&vnic.port) {
+                port.add(vm, vnic);
+            }
         }
         let hosts = config.hosts.iter();
         let downlinks = hosts.map(|host| (host.name.clone(), host.downlink.clone()));
-        let books = Books {
-            downlinks: downlinks.collect(),
-            edge_switches: config.edge_switches.clone(),
-            devices: devices(config).collect(),
-            ethernet_ports,
-            luns,
-            vhbas,
-            san_ports,
-        };
+        state.downlinks.extend(downlinks);
+        state.devices.extend(devices(config));
         tracing::info!(
             director = config.director.name,
-            luns = books.luns.len(),
-            vhbas = books.vhbas.len(),
-            ethernet_ports = books.ethernet_ports.len(),
+            luns = state.luns.len(),
+            vhbas = state.vhbas.len(),
+            ethernet_ports = state.ethernet_ports.len(),
             "director started"
         );
-        let books = Arc::new(books);
+        let luns: Vec<_> = state.luns.values().cloned().collect();
+        let books = Arc::new(Books(RwLock::new(state)));
         let mut session = session_config(&config.director.name);
         session.busy_poll = config.director.busy_poll;
         if config.director.shared_luns {
@@ -199,15 +236,16 @@ impl Director {
             session.resume_max = Duration::from_secs(1);
         }
         let instance = session.instance;
-        let watch =
-            LunWatch::start(books.luns.values().cloned()).map_err(DirectorError::Sessions)?;
+        let watch = LunWatch::start(luns.into_iter()).map_err(DirectorError::Sessions)?;
         let acceptor = Acceptor::start(session, books.clone(), books.clone())
             .map_err(DirectorError::Sessions)?;
         Ok(Self {
             responder: None,
             acceptor,
-            _watch: watch,
+            watch,
             books,
+            lab: Mutex::new(config.clone()),
+            links_of_hosts: Mutex::default(),
             name: config.director.name.clone(),
             links: config.links.clone(),
             instance,
@@ -232,10 +270,11 @@ impl Director {
         self.acceptor.receiver()
     }
 
-    /// The vHBA of that number, for a host agent in the same process; `None` if there is none.
+    /// The vHBA of that number, whenever there is one, for a host agent in the same process.
     #[must_use]
-    pub fn direct_target(&self, device: DeviceId) -> Option<Arc<dyn DirectTarget>> {
-        self.books.vhbas.get(&device).map(Vhba::direct_target)
+    pub fn direct_target(&self, device: DeviceId) -> Arc<dyn DirectTarget> {
+        let books = self.books.clone();
+        Arc::new(LocalVhba { books, device })
     }
 
     /// Who answers for the devices, for sessions without a handshake.
@@ -269,7 +308,7 @@ impl Director {
                 addresses: self.addresses.clone(),
             };
             let books = self.books.clone();
-            let knows = Box::new(move |host: &str| books.downlinks.contains_key(host));
+            let knows = Box::new(move |host: &str| books.read().downlinks.contains_key(host));
             let responder = Responder::start(config, knows)
                 .map_err(|source| DirectorError::Discovery { meeting, source })?;
             tracing::info!(%meeting, "director can be discovered");
@@ -303,12 +342,13 @@ impl Director {
         ingress: DeviceRate,
         egress: DeviceRate,
     ) -> Result<(), AdmissionError> {
-        match self.books.devices.get(&device).map(|device| device.kind) {
-            Some(DeviceKind::Vnic(port)) => match self.books.ethernet_ports.get(&port) {
+        let state = self.books.read();
+        match state.devices.get(&device).map(|device| device.kind) {
+            Some(DeviceKind::Vnic(port)) => match state.ethernet_ports.get(&port) {
                 Some(port) => port.set_rates(device, ingress, egress),
                 None => Ok(()),
             },
-            Some(DeviceKind::Vhba) => match self.books.vhbas.get(&device) {
+            Some(DeviceKind::Vhba) => match state.vhbas.get(&device) {
                 Some(vhba) => vhba.set_rates(ingress, egress),
                 None => Ok(()),
             },
@@ -319,14 +359,32 @@ impl Director {
     /// Every scheduler of the director: the link to each host, and those of its ports.
     #[must_use]
     pub fn hops(&self) -> Vec<Arc<dyn Hop>> {
-        let mut names: Vec<_> = self.books.downlinks.keys().collect();
-        names.sort();
-        let links = names.into_iter().filter_map(|name| self.link_hop(name));
-        let ethernet_ports = self.books.ethernet_ports.values();
-        let san_ports = self.books.san_ports.values();
+        let state = self.books.read();
+        let mut links = self
+            .links_of_hosts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Kept from one call to the next, with the changes of path that they remember.
+        links.retain(|host, _| state.downlinks.contains_key(host));
+        for (host, budget) in &state.downlinks {
+            let devices = state.devices.iter();
+            let devices = devices.filter(|(_, device)| device.host == *host);
+            let devices = devices.map(|(id, device)| (*id, device.name.clone()));
+            let devices = devices.collect();
+            match links.entry(host.clone()) {
+                Entry::Occupied(known) => known.get().set_devices(devices),
+                Entry::Vacant(vacant) => {
+                    let present = self.acceptor.endpoint_of(host);
+                    vacant.insert(Arc::new(LinkHop::new(budget.hop(), devices, present)));
+                }
+            }
+        }
+        let links = links.values().map(|hop| hop.clone() as Arc<dyn Hop>);
+        let ethernet_ports = state.ethernet_ports.values();
+        let san_ports = state.san_ports.values();
         links
-            .chain(ethernet_ports.flat_map(EthernetPort::hops))
-            .chain(san_ports.flat_map(SanPort::hops))
+            .chain(ethernet_ports.flat_map(|port| port.hops()))
+            .chain(san_ports.flat_map(|port| port.hops()))
             .collect()
     }
 
@@ -337,89 +395,87 @@ impl Director {
         Watched {
             hops: self.hops(),
             storage: Some(Arc::new(self.san_view())),
+            applies: None,
         }
     }
 
     pub(crate) fn san_view(&self) -> SanView {
-        SanView::new(self.books.luns.clone(), self.books.vhbas.values())
-    }
-
-    fn link_hop(&self, host: &str) -> Option<Arc<dyn Hop>> {
-        let devices = self.books.devices.iter();
-        let devices = devices.filter(|(_, device)| device.host == host);
-        let devices = devices.map(|(id, device)| (*id, device.name.clone()));
-        let hop = self.books.downlinks.get(host)?.hop();
-        let present = self.acceptor.endpoint_of(host);
-        Some(Arc::new(LinkHop::new(hop, devices.collect(), present)))
+        let books = Arc::downgrade(&self.books);
+        SanView::new(move || match books.upgrade() {
+            Some(books) => {
+                let state = books.read();
+                SanObjects::new(state.luns.clone(), state.vhbas.values().map(|vhba| &**vhba))
+            }
+            None => SanObjects::default(),
+        })
     }
 
     /// The counters of all ports, logical units and devices.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Snapshot> {
-        let ports = self
-            .books
-            .ethernet_ports
-            .values()
-            .flat_map(EthernetPort::snapshot);
+        let state = self.books.read();
+        let ports = state.ethernet_ports.values();
         ports
-            .chain(self.books.luns.values().filter_map(|lun| lun.snapshot()))
-            .chain(self.books.vhbas.values().map(Vhba::snapshot))
-            .chain(self.books.vhbas.values().flat_map(Vhba::lun_snapshots))
+            .flat_map(|port| port.snapshot())
+            .chain(state.luns.values().filter_map(|lun| lun.snapshot()))
+            .chain(state.vhbas.values().map(|vhba| vhba.snapshot()))
+            .chain(state.vhbas.values().flat_map(|vhba| vhba.lun_snapshots()))
             .collect()
     }
 }
 
 /// The SAN port of a vHBA, started for the first of them.
-fn san_port<'a>(
+fn san_port(
     config: &LabConfig,
     port: PortName,
-    started: &'a mut BTreeMap<PortName, SanPort>,
-) -> Result<&'a SanPort, VhbaError> {
+    started: &mut BTreeMap<PortName, Arc<SanPort>>,
+) -> Result<Arc<SanPort>, VhbaError> {
     match started.entry(port) {
-        Entry::Occupied(known) => Ok(known.into_mut()),
+        Entry::Occupied(known) => Ok(known.get().clone()),
         Entry::Vacant(vacant) => {
             let budget = config.san_port(port).and_then(|port| port.budget.as_ref());
-            let vms = config.hosts.iter().flat_map(|host| &host.vms);
-            let vhbas = vms.flat_map(|vm| vm.vhbas.iter().map(move |vhba| (vm, vhba)));
-            let vhbas = vhbas.filter(|(_, vhba)| vhba.port == port);
-            let started = SanPort::start(port, budget, vhbas).map_err(VhbaError::Thread)?;
-            Ok(vacant.insert(started))
+            let started = SanPort::start(port, budget).map_err(VhbaError::Thread)?;
+            Ok(vacant.insert(Arc::new(started)).clone())
         }
     }
 }
 
+fn vms(config: &LabConfig) -> impl Iterator<Item = (&HostConfig, &VmConfig)> {
+    let hosts = config.hosts.iter();
+    hosts.flat_map(|host| host.vms.iter().map(move |vm| (host, vm)))
+}
+
+fn vnics(config: &LabConfig) -> impl Iterator<Item = (&HostConfig, &VmConfig, &VnicConfig)> {
+    vms(config).flat_map(|(host, vm)| vm.vnics.iter().map(move |vnic| (host, vm, vnic)))
+}
+
+fn vhbas(config: &LabConfig) -> impl Iterator<Item = (&HostConfig, &VmConfig, &VhbaConfig)> {
+    vms(config).flat_map(|(host, vm)| vm.vhbas.iter().map(move |vhba| (host, vm, vhba)))
+}
+
 fn devices(config: &LabConfig) -> impl Iterator<Item = (DeviceId, Device)> {
-    let vms = config
-        .hosts
-        .iter()
-        .flat_map(|host| host.vms.iter().map(move |vm| (host, vm)));
-    vms.flat_map(|(host, vm)| {
-        let vnics = vm.vnics.iter().map(|vnic| {
-            let kind = DeviceKind::Vnic(vnic.port);
-            (&vnic.name, vnic.id, vnic.generation, vnic.egress, kind)
-        });
-        let vhbas = vm.vhbas.iter();
-        let vhbas = vhbas.map(|vhba| {
-            let kind = DeviceKind::Vhba;
-            (&vhba.name, vhba.id, vhba.generation, vhba.egress, kind)
-        });
-        vnics
-            .chain(vhbas)
-            .map(|(name, id, generation, egress, kind)| {
-                let device = Device {
-                    name: name.clone(),
-                    host: host.name.clone(),
-                    generation,
-                    vm: VmGrant {
-                        name: vm.name.clone(),
-                        rate: vm.egress,
-                    },
-                    egress,
-                    kind,
-                };
-                (id, device)
-            })
-    })
+    let device = |(host, vm): (&HostConfig, &VmConfig), (name, generation, egress, kind)| Device {
+        name,
+        host: host.name.clone(),
+        generation,
+        vm: VmGrant {
+            name: vm.name.clone(),
+            rate: vm.egress,
+        },
+        egress,
+        kind,
+    };
+    let vnics = vnics(config).map(move |(host, vm, vnic)| {
+        let kind = DeviceKind::Vnic(vnic.port);
+        let words = (vnic.name.clone(), vnic.generation, vnic.egress, kind);
+        (vnic.id, device((host, vm), words))
+    });
+    let vhbas = vhbas(config).map(move |(host, vm, vhba)| {
+        let kind = DeviceKind::Vhba;
+        let words = (vhba.name.clone(), vhba.generation, vhba.egress, kind);
+        (vhba.id, device((host, vm), words))
+    });
+    vnics.chain(vhbas)
 }
 
 /// What the operator reads when a port cannot carry a device.
@@ -436,7 +492,7 @@ fn refusal(error: &AdmissionError) -> String {
 
 impl Admission for Books {
     fn admit(&self, host: &str) -> Result<LinkBudget, String> {
-        let downlink = self.downlinks.get(host).cloned();
+        let downlink = self.read().downlinks.get(host).cloned();
         downlink.ok_or_else(|| format!("host {host:?} is unknown; add a [[host]] to the lab file"))
     }
 
@@ -444,7 +500,7 @@ impl Admission for Books {
         let carries = |switch: &EdgeSwitchConfig| {
             switch.name == certified && switch.hosts.iter().any(|behind| behind == host)
         };
-        certified == host || self.edge_switches.iter().any(carries)
+        certified == host || self.read().edge_switches.iter().any(carries)
     }
 }
 
@@ -452,7 +508,10 @@ impl Directory for Books {
     fn attach(&self, host: &str, device: DeviceId, generation: u32) -> Result<DeviceGrant, String> {
         // One answer for a device that is not there and one that is another host's: a host learns
         // nothing about others.
-        let known = self.devices.get(&device).filter(|known| known.host == host);
+        // Locked throughout: what is taken away meanwhile is not granted.
+        let state = self.read();
+        let known = state.devices.get(&device);
+        let known = known.filter(|known| known.host == host);
         let Some(known) = known else {
             return Err(format!(
                 "{device} is no device of host {host}; correct the lab file"
@@ -466,13 +525,14 @@ impl Directory for Books {
         }
         let granted: Option<(Windows, Arc<dyn LaneClient>)> = match known.kind {
             DeviceKind::Vnic(port) => {
-                let port = self.ethernet_ports.get(&port);
+                let port = state.ethernet_ports.get(&port);
                 let client = port.map(|port| port.client(device)).transpose();
                 let client = client.map_err(|error| refusal(&error))?.flatten();
                 client.map(|client| (ethernet::WINDOWS, client))
             }
             DeviceKind::Vhba => {
-                let client = self.vhbas.get(&device).map(Vhba::client).transpose();
+                let vhba = state.vhbas.get(&device);
+                let client = vhba.map(|vhba| vhba.client()).transpose();
                 let client = client.map_err(|error| match error {
                     ClientError::Admission(error) => refusal(&error),
                     ClientError::Medium(error) => error.to_string(),
@@ -488,6 +548,12 @@ impl Directory for Books {
             windows,
             client,
         })
+    }
+
+    fn serves(&self, host: &str, device: DeviceId, generation: u32) -> bool {
+        let state = self.read();
+        let known = state.devices.get(&device);
+        known.is_some_and(|known| known.host == host && known.generation == generation)
     }
 }
 

@@ -77,6 +77,20 @@ impl<T> PortDirection<T> {
         self.profiles.join(&mut self.scheduler, now, vm, rate)
     }
 
+    /// Gives a VM other words in this direction, in force at once.
+    ///
+    /// # Errors
+    /// They do not fit; nothing has changed.
+    pub(crate) fn set_vm_rate(
+        &mut self,
+        now: MonotonicTime,
+        vm: &PortVm,
+        rate: VmRate,
+    ) -> Result<(), AdmissionError> {
+        self.profiles
+            .set_rate(&mut self.scheduler, now, &vm.name, rate)
+    }
+
     /// Removes a device of `vm`; what it had queued comes back.
     pub(crate) fn leave(&mut self, vm: &PortVm, device: DeviceHandle) -> Vec<T> {
         self.profiles.leave(&mut self.scheduler, &vm.name, device)
@@ -97,6 +111,25 @@ pub(crate) fn join_both<I, E>(
     let received = egress.join(now, (vm, vm.egress), egress_rate);
     let received = received.inspect_err(|_| drop(ingress.leave(vm, sent)))?;
     Ok((sent, received))
+}
+
+/// Gives a VM other words in both directions, which were `before`.
+///
+/// # Errors
+/// They do not fit one of them; nothing has changed.
+pub(crate) fn set_vm_both<I, E>(
+    (ingress, egress): (&mut PortDirection<I>, &mut PortDirection<E>),
+    now: MonotonicTime,
+    before: &PortVm,
+    after: &PortVm,
+) -> Result<(), AdmissionError> {
+    ingress.set_vm_rate(now, after, after.ingress)?;
+    egress
+        .set_vm_rate(now, after, after.egress)
+        .inspect_err(|_| {
+            let back = ingress.set_vm_rate(now, before, before.ingress);
+            debug_assert!(back.is_ok(), "nobody took what was free for a moment");
+        })
 }
 
 fn of_direction(budget: &LinkBudget, name: &str) -> LinkBudget {

@@ -1,23 +1,27 @@
 //! What the programs `host-agent`, `io-director` and `edge-switch` have in common: they serve their
 //! part of a lab file until a signal ends them.
 //!
+//! SIGHUP has those that can ([`Live`]) read it again and take what differs.
+//!
 //! Exit codes: 0 stopped by SIGTERM or SIGINT, or checked; 1 failed; 2 wrong usage.
 #![forbid(unsafe_code)]
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser};
-use fabric_config::{LabConfig, require_admitted};
-use qos_monitor::{Monitor, Watched};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use fabric_config::{ApplyRefused, LabConfig, Outcome, Report, require_admitted};
+use qos_monitor::{APPLY_JOBS_MAX, ApplyDone, ApplyJob, Monitor, Watched};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
 
 /// Options of each of them.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct LabProgram {
     /// The lab file
     #[arg(long, value_name = "FILE")]
@@ -43,7 +47,19 @@ pub struct Start {
     /// The lab file.
     pub lab: LabConfig,
     signals: Signals,
-    control: Option<PathBuf>,
+    program: LabProgram,
+}
+
+/// What takes another lab file while it runs.
+pub trait Live: Sync {
+    /// Makes `lab` the lab file in force.
+    ///
+    /// # Errors
+    /// [`ApplyRefused`]; nothing has changed.
+    fn apply(&self, lab: LabConfig) -> Result<Report, ApplyRefused>;
+
+    /// What a monitor answers for now.
+    fn watched(&self) -> Watched;
 }
 
 /// Runs a program; an error is one line on standard error, whatever the log filter is.
@@ -93,7 +109,7 @@ impl LabProgram {
             .with_writer(std::io::stderr)
             .init();
         // Before anything is opened: a signal during the start ends in order too.
-        let signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be taken")?;
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals cannot be taken")?;
         let lab = self.lab()?;
         let admissions = lab.admit();
         for over in admissions.iter().filter(|hop| !hop.over().is_zero()) {
@@ -111,11 +127,11 @@ impl LabProgram {
             }
             require_admitted(&admissions)?;
         }
-        let control = self.control.clone();
+        let program = self.clone();
         Ok(Start {
             lab,
             signals,
-            control,
+            program,
         })
     }
 }
@@ -126,12 +142,100 @@ impl Start {
     /// # Errors
     /// The control socket cannot be made.
     pub fn serve(mut self, program: &str, watched: impl Into<Watched>) -> Result<()> {
-        let monitor = Monitor::start(watched, self.control.as_deref())
+        let monitor = Monitor::start(watched, self.program.control.as_deref())
             .with_context(|| format!("{program} cannot start"))?;
         tracing::info!("{program} ready");
-        let signal = self.signals.forever().next();
-        tracing::info!(signal, "{program} stops");
+        for signal in self.signals.forever() {
+            if signal != SIGHUP {
+                tracing::info!(signal, "{program} stops");
+                break;
+            }
+            tracing::warn!("{program} takes no lab file while it runs; restart it");
+        }
         drop(monitor);
         Ok(())
+    }
+
+    /// The same for something that takes another lab file: SIGHUP and orimono-qos have the file read
+    /// and applied again.
+    ///
+    /// # Errors
+    /// The control socket cannot be made, or the kernel has no threads left.
+    pub fn serve_live(mut self, program: &str, live: &dyn Live) -> Result<()> {
+        let (jobs, wanted) = mpsc::sync_channel(APPLY_JOBS_MAX);
+        let watched = Watched {
+            applies: Some(jobs.clone()),
+            ..live.watched()
+        };
+        let cannot = || format!("{program} cannot start");
+        let control = self.program.control.clone();
+        let monitor = Monitor::start(watched, control.as_deref()).with_context(cannot)?;
+        let applier = Applier {
+            program: self.program.clone(),
+            live,
+            monitor: &monitor,
+        };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("apply".to_owned());
+            thread
+                .spawn_scoped(scope, move || applier.run(&wanted))
+                .with_context(cannot)?;
+            tracing::info!("{program} ready");
+            for signal in self.signals.forever() {
+                if signal != SIGHUP {
+                    tracing::info!(signal, "{program} stops");
+                    break;
+                }
+                let job = ApplyJob::Apply(ApplyDone::nobody());
+                // With a full queue the file is read after this moment all the same.
+                drop(jobs.try_send(job));
+            }
+            // It ends with this; if it has ended by a panic there is nobody to tell.
+            drop(jobs.send(ApplyJob::Stop));
+            Ok(())
+        })
+    }
+}
+
+/// The thread that applies lab files, one after the other.
+struct Applier<'a> {
+    program: LabProgram,
+    live: &'a dyn Live,
+    monitor: &'a Monitor,
+}
+
+impl Applier<'_> {
+    fn run(&self, wanted: &mpsc::Receiver<ApplyJob>) {
+        while let Ok(ApplyJob::Apply(done)) = wanted.recv() {
+            let applied = self.apply();
+            match &applied {
+                Ok(report) => {
+                    for object in &report.objects {
+                        let (name, change) = (&object.object, object.change);
+                        let fields = object.fields.join(", ");
+                        match &object.outcome {
+                            Outcome::Done => {
+                                tracing::info!(object = name, %change, fields, "applied")
+                            }
+                            Outcome::Failed(reason) => {
+                                tracing::error!(object = name, %change, fields, reason, "not applied");
+                            }
+                        }
+                    }
+                    tracing::info!(objects = report.objects.len(), "lab file is in force");
+                }
+                Err(reason) => {
+                    tracing::error!(reason, "lab file is not applied, nothing has changed")
+                }
+            }
+            done.tell(applied);
+        }
+    }
+
+    fn apply(&self) -> Result<Report, String> {
+        let lab = self.program.lab().map_err(|error| format!("{error:#}"))?;
+        let report = self.live.apply(lab).map_err(|error| error.to_string())?;
+        self.monitor.replace(self.live.watched());
+        Ok(report)
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fabric_config::Report;
 use serde::de::DeserializeOwned;
 
 use crate::protocol::{
@@ -16,6 +17,9 @@ use crate::storage::{CaptureInterface, CaptureWanted, Captured, LunState, VhbaSt
 
 /// How long an answer may take: a large trace of a busy process.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long it may take to apply a lab file.
+const APPLY_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +109,21 @@ impl Client {
         let hop = hop.to_owned();
         let TraceFollows { bytes } = self.ask(&Request::TakeTrace { hop })?;
         self.take_bytes(bytes)
+    }
+
+    /// Has the process apply its lab file again; returns when it is done.
+    ///
+    /// # Errors
+    /// [`ClientError`]; if it is [`ClientError::Refused`] nothing has changed.
+    pub fn apply(&mut self) -> Result<Report, ClientError> {
+        let patience = |stream: &UnixStream, patience| {
+            let set = stream.set_read_timeout(Some(patience));
+            set.map_err(ClientError::Broken)
+        };
+        patience(self.stream.get_ref(), APPLY_PATIENCE)?;
+        let report = self.ask(&Request::Apply {});
+        patience(self.stream.get_ref(), PATIENCE)?;
+        report
     }
 
     /// The sessions of all fabric links.

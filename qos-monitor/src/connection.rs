@@ -14,6 +14,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a client may be silent between requests; the longest trace takes as long.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(600);
 
+/// How long an answer that is made elsewhere may take.
+const ANSWER_MAX: Duration = Duration::from_secs(600);
+
 /// A connected client.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -24,6 +27,8 @@ pub(crate) struct Connection {
     sent: usize,
     /// No more requests: it ends when `output` is sent.
     last: bool,
+    /// An answer is being made elsewhere.
+    waits: bool,
     deadline: Instant,
     /// Its number among all clients there ever were.
     pub(crate) number: u64,
@@ -49,6 +54,7 @@ impl Connection {
             output: Vec::new(),
             sent: 0,
             last: false,
+            waits: false,
             deadline: now + SILENCE_MAX,
             number,
         })
@@ -56,7 +62,9 @@ impl Connection {
 
     /// What to poll for: its next request is read when the answer before it is sent.
     pub(crate) fn interest(&self) -> (BorrowedFd<'_>, PollFlags) {
-        let flags = if self.output.is_empty() {
+        let flags = if self.waits {
+            PollFlags::empty()
+        } else if self.output.is_empty() {
             PollFlags::POLLIN
         } else {
             PollFlags::POLLOUT
@@ -103,14 +111,26 @@ impl Connection {
         }
     }
 
+    /// Whether its answer is being made elsewhere: then it is announced only when it is gone.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waits
+    }
+
+    /// Its answer comes later: until then nothing is read.
+    pub(crate) fn wait(&mut self, now: Instant) {
+        self.waits = true;
+        self.deadline = now + ANSWER_MAX;
+    }
+
     /// Whether the answer before is sent.
     pub(crate) fn is_idle(&self) -> bool {
-        self.output.is_empty() && !self.last
+        self.output.is_empty() && !self.last && !self.waits
     }
 
     /// Begins an answer; after the `last` one the connection ends.
     pub(crate) fn answer(&mut self, answer: Vec<u8>, last: bool, now: Instant) {
         (self.output, self.sent, self.last) = (answer, 0, last);
+        self.waits = false;
         self.deadline = now + PATIENCE;
     }
 

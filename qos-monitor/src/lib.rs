@@ -16,11 +16,13 @@
 //! | [`storage`] | logical units and vHBAs, of a process that has them |
 //! | [`capture_file`] | captured commands as a file for Wireshark |
 //! | [`client`] | the other end of the control socket |
+//! | [`apply`] | a client asks the process to apply its lab file again |
 //!
-//! What is deliberately absent: how a scheduler decides (`qos`), and any way to change one. The one
-//! command, switchover, chooses among the links of a session; no rate or promise depends on it.
+//! What is deliberately absent: how a scheduler decides (`qos`), and any way to change one from here.
+//! Switchover chooses among the links of a session; apply is passed on to whoever serves the lab file.
 #![forbid(unsafe_code)]
 
+pub mod apply;
 pub mod capture_file;
 pub mod client;
 mod connection;
@@ -33,6 +35,7 @@ mod sampler;
 mod socket;
 pub mod storage;
 
+pub use apply::{APPLY_JOBS_MAX, ApplyDone, ApplyJob};
 pub use client::{Client, ClientError};
 pub use hop::Hop;
 pub use link::LinkHop;

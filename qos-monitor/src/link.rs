@@ -1,7 +1,7 @@
 //! A fabric link as a hop.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric_transport::DeviceId;
@@ -25,7 +25,7 @@ struct Known {
 /// What one end of a link sends, over all of its sessions.
 pub struct LinkHop {
     name: String,
-    devices: HashMap<DeviceId, String>,
+    devices: Mutex<HashMap<DeviceId, String>>,
     present: Present,
     standby: Present,
     /// The sessions that are up, and those before that had changes; the newest last.
@@ -43,7 +43,7 @@ impl LinkHop {
     ) -> Self {
         Self {
             name: name.to_owned(),
-            devices,
+            devices: Mutex::new(devices),
             present: Box::new(present),
             standby: Box::new(|| None),
             known: Mutex::default(),
@@ -58,6 +58,16 @@ impl LinkHop {
     ) -> Self {
         self.standby = Box::new(standby);
         self
+    }
+
+    /// Has its devices be called this from now on.
+    pub fn set_devices(&self, devices: HashMap<DeviceId, String>) {
+        *self.devices() = devices;
+    }
+
+    fn devices(&self) -> MutexGuard<'_, HashMap<DeviceId, String>> {
+        // Whole between any two statements: going on is safe.
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn endpoints(&self) -> impl Iterator<Item = Arc<Endpoint>> {
@@ -190,7 +200,8 @@ impl Hop for LinkHop {
     fn snapshot(&self) -> Option<HopSnapshot> {
         // The monitor looks again and again: so sessions are known before they are over.
         self.note(&self.endpoints().collect::<Vec<_>>());
-        let name = |id| match self.devices.get(&id) {
+        let devices = self.devices().clone();
+        let name = |id| match devices.get(&id) {
             Some(name) => name.clone(),
             None => id.to_string(),
         };

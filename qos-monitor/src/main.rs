@@ -1,9 +1,10 @@
 //! `orimono-qos`: asks a running `io-director` or `host-agent` why devices get what they get, by
-//! which links, and what their logical units do.
+//! which links, and what their logical units do; and has it apply a changed lab file.
 //!
 //! Exit codes: 0 done, 1 refused or failed (also a replay that differs), 2 wrong usage.
 #![forbid(unsafe_code)]
 
+mod apply_command;
 mod capture;
 mod devices;
 mod explain;
@@ -72,6 +73,8 @@ enum Command {
     Vhbas,
     /// Writes the SCSI commands of a vHBA into a file that Wireshark opens
     CaptureScsi(capture::CaptureScsi),
+    /// Has the process read its lab file again and apply what differs; says what became of each object
+    Apply,
     /// Has the frames of a session go by another of its links, both directions
     Switchover(paths::Switchover),
 }
@@ -111,6 +114,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Command::Paths => paths::paths(&mut arguments.connect()?, json),
         Command::PathChanges => paths::changes(&mut arguments.connect()?, json),
         Command::Switchover(wanted) => paths::switchover(&mut arguments.connect()?, wanted, json),
+        Command::Apply => apply_command::run(&mut arguments.connect()?, json),
         Command::Luns => luns::luns(&mut arguments.connect()?, json),
         Command::Vhbas => luns::vhbas(&mut arguments.connect()?, json),
         Command::CaptureScsi(capture) => capture::run(&mut arguments.connect()?, capture, json),

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use qos::report::main_causes;
 use serde::Serialize;
 
+use crate::apply::{Answers, ApplyJob, ask};
 use crate::connection::{Connection, Incoming};
 use crate::hop::Hop;
 use crate::link::LinkHop;
@@ -74,12 +76,16 @@ pub struct Watched {
     pub hops: Vec<Arc<dyn Hop>>,
     /// Its logical units, if it serves any.
     pub storage: Option<Arc<dyn Storage>>,
+    /// Who applies a changed lab file, if the process takes one.
+    pub applies: Option<SyncSender<ApplyJob>>,
 }
 
 impl From<Vec<Arc<dyn Hop>>> for Watched {
     fn from(hops: Vec<Arc<dyn Hop>>) -> Self {
-        let storage = None;
-        Self { hops, storage }
+        Self {
+            hops,
+            ..Self::default()
+        }
     }
 }
 
@@ -96,6 +102,8 @@ impl std::fmt::Debug for Watched {
 #[derive(Debug)]
 pub struct Monitor {
     stop: Arc<EventFd>,
+    wake: Arc<EventFd>,
+    next: Arc<Mutex<Option<Watched>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -108,12 +116,23 @@ impl Monitor {
         watched: impl Into<Watched>,
         control: Option<&Path>,
     ) -> Result<Self, MonitorError> {
-        let Watched { hops, storage } = watched.into();
+        let Watched {
+            hops,
+            storage,
+            applies,
+        } = watched.into();
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let stop = EventFd::from_value_and_flags(0, flags);
         let stop = Arc::new(stop.map_err(|error| MonitorError::Thread(error.into()))?);
+        let wake = EventFd::from_value_and_flags(0, flags);
+        let wake = Arc::new(wake.map_err(|error| MonitorError::Thread(error.into()))?);
+        let next = Arc::default();
         let watch = Watch {
             stop: stop.clone(),
+            wake: wake.clone(),
+            next: Arc::clone(&next),
+            applies,
+            answers: Answers::new(wake.clone()),
             socket: control.map(ControlSocket::bind).transpose()?,
             sampler: Sampler::new(hops),
             storage,
@@ -129,7 +148,24 @@ impl Monitor {
             .spawn(move || watch.run())
             .map_err(MonitorError::Thread)?;
         let thread = Some(thread);
-        Ok(Self { stop, thread })
+        Ok(Self {
+            stop,
+            wake,
+            next,
+            thread,
+        })
+    }
+
+    /// Watches this from now on, but for who applies lab files. What goes on at hops of the same names
+    /// goes on.
+    pub fn replace(&self, watched: Watched) {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        *next = Some(watched);
+        drop(next);
+        if let Err(error) = self.wake.write(1) {
+            // A counter at its maximum is a wake-up that is pending already.
+            tracing::debug!(%error, "monitor was woken before");
+        }
     }
 }
 
@@ -149,6 +185,10 @@ impl Drop for Monitor {
 /// What the thread has.
 struct Watch {
     stop: Arc<EventFd>,
+    wake: Arc<EventFd>,
+    next: Arc<Mutex<Option<Watched>>>,
+    applies: Option<SyncSender<ApplyJob>>,
+    answers: Arc<Answers>,
     socket: Option<ControlSocket>,
     sampler: Sampler,
     storage: Option<Arc<dyn Storage>>,
@@ -156,8 +196,8 @@ struct Watch {
     captures: BTreeMap<u64, Box<dyn Capture>>,
     clients: Vec<Connection>,
     clients_total: u64,
-    /// Which client's trace is being written, by number of the hop.
-    recorders: BTreeMap<usize, u64>,
+    /// Which client's trace is being written, by name of the hop.
+    recorders: BTreeMap<String, u64>,
     /// Until then no client is accepted: the last one could not be.
     deaf_until: Option<Instant>,
     sample_at: Instant,
@@ -166,6 +206,7 @@ struct Watch {
 /// What there is to do.
 struct Ready {
     stop: bool,
+    woken: bool,
     accept: bool,
     /// In the order of the clients.
     clients: Vec<bool>,
@@ -200,7 +241,10 @@ impl Watch {
         let socket = self.socket.as_ref().filter(|_| hears);
         let listener = socket.map(|socket| socket.listener.as_fd());
         let interests = self.clients.iter().map(Connection::interest);
-        let mut fds = vec![PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![
+            PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
+        ];
         fds.extend(interests.map(|(fd, flags)| PollFd::new(fd, flags)));
         fds.extend(listener.map(|listener| PollFd::new(listener, PollFlags::POLLIN)));
         match poll(&mut fds, PollTimeout::from(wait)) {
@@ -210,8 +254,10 @@ impl Watch {
         let rang = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
         let mut rang = fds.iter().map(rang);
         let stop = rang.next().unwrap_or_default();
+        let woken = rang.next().unwrap_or_default();
         Ok(Ready {
             stop,
+            woken,
             clients: rang.by_ref().take(self.clients.len()).collect(),
             accept: rang.next().unwrap_or_default(),
         })
@@ -220,6 +266,9 @@ impl Watch {
     /// Does it; never waits.
     fn apply(&mut self, ready: &Ready) {
         let now = Instant::now();
+        if ready.woken {
+            self.wake_up(now);
+        }
         if now >= self.sample_at {
             self.sampler.sample();
             self.sample_at = now + INTERVAL;
@@ -244,11 +293,39 @@ impl Watch {
         }
     }
 
+    /// Takes what others left: other things to watch, and results of lab files.
+    fn wake_up(&mut self, now: Instant) {
+        if let Err(error) = self.wake.read()
+            && error != nix::Error::EAGAIN
+        {
+            tracing::error!(%error, "eventfd cannot be read");
+        }
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = next.take();
+        if let Some(Watched { hops, storage, .. }) = next {
+            self.sampler.replace(hops);
+            self.storage = storage;
+            let hops = &self.sampler;
+            self.recorders
+                .retain(|name, _| hops.hops().any(|hop| hop.name() == name));
+        }
+        for (number, result) in self.answers.take() {
+            // Its client may be gone.
+            if let Some(client) = self.clients.iter_mut().find(|it| it.number == number) {
+                let answer = result.map_or_else(error, |report| ok(&report));
+                client.answer(answer, false, now);
+            }
+        }
+    }
+
     /// Reads, answers and sends as far as it goes.
     ///
     /// # Errors
     /// The connection is over.
     fn serve(&mut self, client: &mut Connection, now: Instant) -> io::Result<()> {
+        if client.is_waiting() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         if client.is_idle() {
             client.read(now)?;
         } else {
@@ -261,10 +338,11 @@ impl Watch {
                     let refusal = format!("a request has at most {REQUEST_BYTES_MAX} bytes");
                     client.answer(error(refusal), true, now);
                 }
-                Incoming::Request(line) => {
-                    let answer = self.answer(client, &line).unwrap_or_else(error);
-                    client.answer(answer, false, now);
-                }
+                Incoming::Request(line) => match self.answer(client, &line) {
+                    Ok(Some(answer)) => client.answer(answer, false, now),
+                    Ok(None) => client.wait(now),
+                    Err(reason) => client.answer(error(reason), false, now),
+                },
             }
             client.write(now)?;
         }
@@ -303,31 +381,40 @@ impl Watch {
     fn let_go(&mut self, client: &Connection) {
         self.captures.remove(&client.number);
         let hops = &self.sampler;
-        self.recorders.retain(|number, recorder| {
+        self.recorders.retain(|name, recorder| {
             let its = *recorder == client.number;
-            if its && let Some(hop) = hops.hops().nth(*number) {
+            if its && let Some(hop) = hops.hops().find(|hop| hop.name() == name) {
                 drop(hop.take_trace());
             }
             !its
         });
     }
 
-    /// The bytes of the answer, or why there is none.
-    fn answer(&mut self, client: &Connection, line: &[u8]) -> Result<Vec<u8>, String> {
+    /// The bytes of the answer, `None` if it comes later, or why there is none.
+    fn answer(&mut self, client: &Connection, line: &[u8]) -> Result<Option<Vec<u8>>, String> {
         let request = serde_json::from_slice(line)
             .map_err(|error| format!("this is no request: {error}; see qos-monitor's protocol"))?;
+        if request == (Request::Apply {}) {
+            ask(self.applies.as_ref(), client.number, &self.answers)?;
+            return Ok(None);
+        }
+        self.answer_now(client, request).map(Some)
+    }
+
+    fn answer_now(&mut self, client: &Connection, request: Request) -> Result<Vec<u8>, String> {
         match request {
+            Request::Apply {} => Err("this is answered later".to_owned()),
             Request::State {} => Ok(ok(&self.state())),
             Request::Sla {} => Ok(ok(&self.sampler.report())),
             Request::Decisions { hop } => {
-                let (_, hop) = self.find(&hop)?;
+                let hop = self.find(&hop)?;
                 let decisions = hop.decisions();
                 let hop = hop.snapshot().ok_or_else(|| not_there(hop.name()))?;
                 Ok(ok(&LastDecisions { hop, decisions }))
             }
             Request::StartTrace { hop } => {
-                let (number, hop) = self.find(&hop)?;
-                let recorder = self.recorders.get(&number);
+                let hop = self.find(&hop)?;
+                let recorder = self.recorders.get(hop.name());
                 if recorder.is_some_and(|recorder| *recorder != client.number) {
                     return Err(format!(
                         "{} is being recorded by another client; try again later",
@@ -342,16 +429,18 @@ impl Watch {
                 if !hop.start_trace() {
                     return Err(not_there(hop.name()));
                 }
-                self.recorders.insert(number, client.number);
+                let name = hop.name().to_owned();
+                self.recorders.insert(name, client.number);
                 Ok(ok(&()))
             }
             Request::TakeTrace { hop } => {
-                let (number, hop) = self.find(&hop)?;
-                if self.recorders.get(&number) != Some(&client.number) {
+                let hop = self.find(&hop)?;
+                if self.recorders.get(hop.name()) != Some(&client.number) {
                     return Err(no_trace(hop.name()));
                 }
                 let taken = take_trace(hop.as_ref());
-                self.recorders.remove(&number);
+                let name = hop.name().to_owned();
+                self.recorders.remove(&name);
                 taken
             }
             Request::Luns {} => Ok(ok(&self.storage()?.luns())),
@@ -446,9 +535,8 @@ impl Watch {
         self.sampler.hops().filter_map(|hop| hop.link())
     }
 
-    fn find(&self, name: &str) -> Result<(usize, &Arc<dyn Hop>), String> {
-        let mut hops = self.sampler.hops().enumerate();
-        let found = hops.find(|(_, hop)| hop.name() == name);
+    fn find(&self, name: &str) -> Result<&Arc<dyn Hop>, String> {
+        let found = self.sampler.hops().find(|hop| hop.name() == name);
         found.ok_or_else(|| format!("no hop is named {name:?}; ask for state to see them"))
     }
 }

@@ -11,6 +11,8 @@
 //! < {"error":"..."}
 //! > {"command":"switchover","hop":"host1 uplink","link":2}
 //! < {"ok":null}
+//! > {"command":"apply"}
+//! < {"ok":{"objects":[{"object":"vnic vn01.vm1","change":"added","fields":[],"outcome":"done"}]}}
 //! > {"command":"luns"}
 //! < {"ok":[{"name":"data","state":"ready",...}]}
 //! > {"command":"start-capture","vhba":"vh01.vm1","lun":null,"snap_bytes":512}
@@ -75,8 +77,11 @@ pub enum Request {
     },
     /// What was captured since it was last taken: [`CaptureFollows`], then its bytes.
     TakeCapture {},
-    /// Has the frames of a session go by one of its links, both directions. The only command: the
-    /// answer is `null`, and comes before the change is through.
+    /// Has the process read its lab file again and apply it: a [`Report`](fabric_config::Report),
+    /// when it is done. Until then the connection answers nothing else.
+    Apply {},
+    /// Has the frames of a session go by one of its links, both directions: the answer is `null`, and
+    /// comes before the change is through.
     Switchover {
         /// The hop's name.
         hop: String,
@@ -224,6 +229,7 @@ mod tests {
             Request::State {},
             Request::Decisions { hop: hop() },
             Request::TakeTrace { hop: hop() },
+            Request::Apply {},
             Request::Switchover {
                 hop: hop(),
                 link: 2,

@@ -15,7 +15,7 @@ struct Metered {
     meter: SlaMeter,
 }
 
-/// Holds a meter for each device that ever was at a hop: as many as the lab file names.
+/// Holds a meter for each device that ever was at a hop: as many as the lab files name.
 pub(crate) struct Sampler {
     hops: Vec<(Arc<dyn Hop>, BTreeMap<String, Metered>)>,
 }
@@ -26,6 +26,19 @@ impl Sampler {
         Self {
             hops: hops.collect(),
         }
+    }
+
+    /// Watches these from now on. A hop that was watched before under the same name keeps its meters.
+    pub(crate) fn replace(&mut self, hops: Vec<Arc<dyn Hop>>) {
+        let before = std::mem::take(&mut self.hops).into_iter();
+        let mut before: BTreeMap<_, _> = before
+            .map(|(hop, meters)| (hop.name().to_owned(), meters))
+            .collect();
+        let hops = hops.into_iter().map(|hop| {
+            let meters = before.remove(hop.name()).unwrap_or_default();
+            (hop, meters)
+        });
+        self.hops = hops.collect();
     }
 
     /// What is watched.

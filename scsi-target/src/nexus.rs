@@ -209,14 +209,16 @@ impl ItNexus {
     /// the unit's device: for a caller that moves the blocks straight to or from the initiator's
     /// memory, of which there are `data_bytes`. True: the command has ended with GOOD.
     ///
-    /// False: [`Self::execute`] it. Nothing has happened, but for what `move_blocks`, called at most
+    /// It is for `unit`, which was at its LUN when it came.
+    ///
+    /// False: [`Self::execute_for`] that unit. Nothing has happened, but for what `move_blocks`, called at most
     /// once, did before it answered false. So everything is ended that is not plain: other
     /// commands, FUA, a pending unit attention, a reservation that conflicts, a unit that is not
     /// ready, lengths that do not agree, errors of the medium.
     pub fn transfer(
         &self,
-        lun: [u8; 8],
-        cdb: &[u8],
+        unit: &Arc<LogicalUnit>,
+        (lun, cdb): ([u8; 8], &[u8]),
         data_bytes: usize,
         move_blocks: impl FnOnce(Transfer) -> bool,
     ) -> bool {
@@ -225,8 +227,10 @@ impl ItNexus {
         };
         // Not held while blocks move: who changes the map does not wait for the medium.
         let attachment = self.read_luns().get(&lun).cloned();
-        attachment
-            .is_some_and(|attachment| transfer(self.id, &attachment, cdb, data_bytes, move_blocks))
+        attachment.is_some_and(|attachment| {
+            Arc::ptr_eq(unit, &attachment.unit)
+                && transfer(self.id, &attachment, cdb, data_bytes, move_blocks)
+        })
     }
 
     /// Runs a task management function on the units behind it.

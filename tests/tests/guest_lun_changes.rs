@@ -84,8 +84,41 @@ fn a_guest_sees_a_new_size_without_a_rescan() {
     assert_eq!(size.trim(), (LUN_BYTES / 512).to_string());
 }
 
-/// There is no other way to change a LUN map than a director that starts with another lab file.
-/// The guest then hears that it missed events, and looks at everything.
+/// The director takes the lab files while it runs, and says so itself.
+#[test]
+fn a_guest_sees_luns_that_are_added_removed_and_exchanged_while_it_runs() {
+    let mut lab = Lab::start(LAB).unwrap();
+    let guest = lab.boot("vm1").unwrap();
+    let kept = lab::disk(&guest, "first").unwrap();
+    let mut map = |luns: &str, condition: &str| {
+        let second = "{ lun = 1, name = \"second\" }";
+        lab.rewrite(&LAB.replace(second, luns)).unwrap();
+        let began = Instant::now();
+        lab.apply("director").unwrap();
+        wait_until(&guest, condition);
+        println!("{luns:?} seen after {} ms", began.elapsed().as_millis());
+    };
+    let both = "{ lun = 1, name = \"second\" }, { lun = 5, name = \"third\" }";
+    map(both, &format!("{} && {}", has("second"), has("third")));
+    map(
+        "{ lun = 5, name = \"third\" }",
+        &format!("! {} && {}", has("second"), has("third")),
+    );
+    // The number stays, the unit behind it is another.
+    map(
+        "{ lun = 5, name = \"second\" }",
+        &format!("{} && ! {}", has("second"), has("third")),
+    );
+    assert_eq!(lab::disk(&guest, "first").unwrap(), kept);
+    let exchanged = lab::disk(&guest, "second").unwrap();
+    for disk in [kept, exchanged] {
+        let write = format!("dd if=/dev/urandom of=/dev/{disk} bs=64k count=4 oflag=direct");
+        lab::run(&guest, &write).unwrap();
+    }
+}
+
+/// A director that starts with another lab file says nothing of what differs: the guest hears that it
+/// missed events, and looks at everything.
 #[test]
 fn a_guest_finds_what_another_lab_file_added_and_removed() {
     let mut lab = Lab::start(LAB).unwrap();

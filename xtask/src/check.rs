@@ -29,7 +29,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("iscsi-initiator", &[]),
     ("guest-init", &[]),
     ("fabric-transport", &["qos"]),
-    ("qos-monitor", &["qos", "fabric-transport"]),
+    ("qos-monitor", &["qos", "fabric-transport", "fabric-config"]),
     ("vhost-user-session", &[]),
     ("fabric-config", &["qos", "fabric-transport"]),
     ("lab-program", &["qos-monitor", "fabric-config"]),

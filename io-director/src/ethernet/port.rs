@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 
 use fabric_config::{EthernetPortConfig, PortName, VmConfig, VnicConfig};
@@ -62,7 +62,8 @@ pub(super) struct PortShared {
     config: EthernetPortConfig,
     pub(super) tap: Tap,
     switch: Mutex<Switch>,
-    pub(super) vnics: BTreeMap<DeviceId, Vnic>,
+    /// Locked to write only when one is added or removed.
+    vnics: RwLock<BTreeMap<DeviceId, Arc<Vnic>>>,
     counters: PortCounters,
     stop: EventFd,
     /// Of a port with a rate.
@@ -85,60 +86,35 @@ pub(super) struct Vnic {
     pub(super) config: VnicConfig,
     /// Of the newest session, with the flag that tells its client when it no longer is.
     pub(super) current: RwLock<Option<(LaneSet, Arc<AtomicBool>)>>,
+    /// It was removed: no session begins. Set with `current` locked.
+    pub(super) removed: AtomicBool,
     pub(super) counters: VnicCounters,
 }
 
 impl EthernetPort {
-    /// Opens the TAP of `config` and starts its thread. `vnics` are those of the port.
+    /// Opens the TAP of `config` and starts its thread, without vNICs.
     ///
     /// # Errors
     /// [`TapError`]; nothing is left behind.
-    pub fn start<'a>(
-        config: &EthernetPortConfig,
-        vnics: impl Iterator<Item = (&'a VmConfig, &'a VnicConfig)>,
-    ) -> Result<Self, TapError> {
+    pub fn start(config: &EthernetPortConfig) -> Result<Self, TapError> {
         let step = |step, source| TapError::Step {
             name: config.tap.clone(),
             step,
             source,
         };
         let tap = Tap::open(&config.tap, config.offloads, config.mtu)?;
-        let mut words = Vec::new();
-        let vnics: BTreeMap<_, _> = vnics
-            .map(|(vm, vnic)| {
-                words.push(PortDevice {
-                    device: vnic.id,
-                    vm: PortVm::new(vm),
-                    ingress: vnic.ingress,
-                    egress: vnic.egress,
-                });
-                let (current, counters) = Default::default();
-                (
-                    vnic.id,
-                    Vnic {
-                        config: vnic.clone(),
-                        current,
-                        counters,
-                    },
-                )
-            })
-            .collect();
         let stop = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|error| step("make the stop event", error.into()))?;
         let wire = config.budget.as_ref();
-        let wire = wire.map(|budget| PortScheduler::new(Wire::new(budget, now(), words)));
+        let wire = wire.map(|budget| PortScheduler::new(Wire::new(budget, now(), [])));
         let wire = wire
             .transpose()
             .map_err(|error| step("make the timer", error.into()))?;
         let shared = Arc::new(PortShared {
             config: config.clone(),
             tap,
-            switch: Mutex::new(Switch::new(
-                vnics
-                    .iter()
-                    .map(|(device, vnic)| (*device, vnic.config.mac)),
-            )),
-            vnics,
+            switch: Mutex::default(),
+            vnics: RwLock::default(),
             counters: PortCounters::default(),
             stop,
             wire,
@@ -155,6 +131,63 @@ impl EthernetPort {
         })
     }
 
+    /// Adds a vNIC of `vm`, which reserves with its first session.
+    pub fn add(&self, vm: &VmConfig, vnic: &VnicConfig) {
+        let shared = &self.shared;
+        if let Some(wire) = &shared.wire {
+            let words = PortDevice {
+                device: vnic.id,
+                vm: PortVm::new(vm),
+                ingress: vnic.ingress,
+                egress: vnic.egress,
+            };
+            wire.with(|wire, _| wire.insert(words));
+        }
+        let (current, removed, counters) = Default::default();
+        let added = Arc::new(Vnic {
+            config: vnic.clone(),
+            current,
+            removed,
+            counters,
+        });
+        shared.write_vnics().insert(vnic.id, added);
+        shared.lock_switch().insert(vnic.id, vnic.mac);
+    }
+
+    /// Removes a vNIC: its sessions carry nothing from now on, what it has waiting is dropped, and
+    /// what it reserved is free.
+    pub fn remove(&self, device: DeviceId) {
+        let shared = &self.shared;
+        shared.lock_switch().remove(device);
+        let Some(vnic) = shared.write_vnics().remove(&device) else {
+            return;
+        };
+        let mut current = vnic.current.write().unwrap_or_else(PoisonError::into_inner);
+        vnic.removed.store(true, Ordering::Relaxed);
+        if let Some((_, stale)) = current.take() {
+            stale.store(true, Ordering::Relaxed);
+        }
+        drop(current);
+        if let Some(wire) = &shared.wire {
+            let frames = wire.with(|wire, _| wire.remove(device));
+            vnic.counters.dropped_session_ended.add_bytes(frames.len());
+        }
+    }
+
+    /// Gives a VM other words, in force at once.
+    ///
+    /// # Errors
+    /// They do not fit; nothing has changed.
+    pub fn set_vm(&self, vm: &VmConfig) -> Result<(), AdmissionError> {
+        if let Some(wire) = &self.shared.wire {
+            let vm = PortVm::new(vm);
+            wire.with(|wire, now| wire.set_vm(now, &vm))?;
+            // The timer stands at what the old words allowed.
+            self.shared.run_wire();
+        }
+        Ok(())
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> PortName {
@@ -167,14 +200,14 @@ impl EthernetPort {
     /// # Errors
     /// The port cannot carry what the vNIC reserves; nothing has changed.
     pub fn client(&self, device: DeviceId) -> Result<Option<Arc<dyn LaneClient>>, AdmissionError> {
-        if !self.shared.vnics.contains_key(&device) {
+        let Some(vnic) = self.shared.read_vnics().get(&device).cloned() else {
             return Ok(None);
-        }
+        };
         let session = self.shared.sessions.fetch_add(1, Ordering::Relaxed);
         if let Some(wire) = &self.shared.wire {
             wire.with(|wire, now| wire.attach(now, device, session))?;
         }
-        let session = VnicSession::new(self.shared.clone(), device, session);
+        let session = VnicSession::new(self.shared.clone(), vnic, session);
         Ok(Some(Arc::new(session)))
     }
 
@@ -209,12 +242,17 @@ impl EthernetPort {
             (Direction::Egress, "egress"),
         ];
         let hops = directions.map(|(direction, name)| {
-            let vnics = self.shared.vnics.iter();
-            let names = vnics.map(|(device, vnic)| (*device, vnic.config.name.clone()));
-            let shared = self.shared.clone();
+            let vnics = self.shared.read_vnics();
+            let names = vnics
+                .iter()
+                .map(|(device, vnic)| (*device, vnic.config.name.clone()));
+            // Not kept alive by whoever watches it.
+            let shared = Arc::downgrade(&self.shared);
             let name = format!("{} {name}", budget.hop());
             let hop = PortHop::new(name, names.collect(), move |look| {
-                if let Some(wire) = &shared.wire {
+                if let Some(shared) = shared.upgrade()
+                    && let Some(wire) = &shared.wire
+                {
                     wire.with(|wire, now| look(wire.watch(direction, frame_bytes_max), now));
                 }
             });
@@ -230,8 +268,8 @@ impl EthernetPort {
             .shared
             .counters
             .snapshot(format!("ethernet-port {}", self.name()));
-        let vnics = self.shared.vnics.values();
-        let vnics = vnics.map(|vnic| {
+        let vnics = self.shared.read_vnics();
+        let vnics = vnics.values().map(|vnic| {
             let mut snapshot = vnic.counters.snapshot(format!("vnic {}", vnic.config.name));
             if let Some(wire) = &self.shared.wire {
                 let queued = wire.with(|wire, _| wire.queued(vnic.config.id));
@@ -296,9 +334,21 @@ impl Vnic {
 }
 
 impl PortShared {
+    fn lock_switch(&self) -> MutexGuard<'_, Switch> {
+        // Whole between any two statements: going on is safe.
+        self.switch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_vnics(&self) -> RwLockReadGuard<'_, BTreeMap<DeviceId, Arc<Vnic>>> {
+        self.vnics.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_vnics(&self) -> RwLockWriteGuard<'_, BTreeMap<DeviceId, Arc<Vnic>>> {
+        self.vnics.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn forward(&self, source: Source, frame: &[u8]) -> Result<Destination, DropReason> {
-        let mut switch = self.switch.lock().unwrap_or_else(PoisonError::into_inner);
-        switch.forward(now(), source, frame)
+        self.lock_switch().forward(now(), source, frame)
     }
 
     /// Sends to the vNICs that `destination` names; returns the lanes to be flushed.
@@ -310,14 +360,15 @@ impl PortShared {
     ) -> Vec<LaneSet> {
         match destination {
             Destination::Vnic(device) => self
-                .vnics
+                .read_vnics()
                 .get(&device)
                 .and_then(|vnic| vnic.send(payload))
                 .into_iter()
                 .collect(),
             Destination::Uplink => Vec::new(),
             Destination::Flood => {
-                let others = self.vnics.iter();
+                let vnics = self.read_vnics();
+                let others = vnics.iter();
                 let others = others.filter(|(device, _)| source != Source::Vnic(**device));
                 others.filter_map(|(_, vnic)| vnic.send(payload)).collect()
             }
@@ -374,7 +425,7 @@ impl PortShared {
     }
 
     pub(super) fn dropped_with_session(&self, device: DeviceId, frames: usize) {
-        if let Some(vnic) = self.vnics.get(&device) {
+        if let Some(vnic) = self.read_vnics().get(&device) {
             vnic.counters.dropped_session_ended.add_bytes(frames);
         }
     }

@@ -87,6 +87,20 @@ impl Switch {
         }
     }
 
+    /// Adds a vNIC.
+    pub fn insert(&mut self, device: DeviceId, mac: MacAddress) {
+        self.remove(device);
+        self.vnics.insert(device, mac);
+        self.by_address.insert(mac, device);
+    }
+
+    /// Removes a vNIC: its address may be anybody's.
+    pub fn remove(&mut self, device: DeviceId) {
+        if let Some(mac) = self.vnics.remove(&device) {
+            self.by_address.remove(&mac);
+        }
+    }
+
     /// Where `frame` goes, which begins with its destination address.
     ///
     /// # Errors
@@ -227,6 +241,21 @@ mod tests {
             Err(DropReason::Runt)
         );
         assert!(switch.outside(NOW).is_empty());
+    }
+
+    #[test]
+    fn a_vnic_that_is_removed_is_nobody_and_its_address_free() {
+        let mut switch = switch();
+        switch.remove(A);
+        let from_b = frame(mac(1), mac(2));
+        let forwarded = switch.forward(NOW, Source::Vnic(B), &from_b);
+        assert_eq!(forwarded, Ok(Destination::Uplink));
+        let forwarded = switch.forward(NOW, Source::Vnic(A), &frame(mac(2), mac(1)));
+        assert_eq!(forwarded, Err(DropReason::ForeignSource));
+        let other = DeviceId(7);
+        switch.insert(other, mac(1));
+        let forwarded = switch.forward(NOW, Source::Vnic(B), &from_b);
+        assert_eq!(forwarded, Ok(Destination::Vnic(other)));
     }
 
     #[test]

@@ -16,6 +16,7 @@ const VLAN_BYTES_MAX: usize = 8;
 /// See the module.
 pub(super) struct VnicSession {
     shared: Arc<PortShared>,
+    vnic: Arc<Vnic>,
     device: DeviceId,
     /// Unique among the sessions of the port.
     session: u64,
@@ -25,20 +26,17 @@ pub(super) struct VnicSession {
 }
 
 impl VnicSession {
-    /// The owner of `device`, which is attached to the port for `session`.
-    pub(super) fn new(shared: Arc<PortShared>, device: DeviceId, session: u64) -> Self {
+    /// The owner of `vnic`, which is attached to the port for `session`.
+    pub(super) fn new(shared: Arc<PortShared>, vnic: Arc<Vnic>, session: u64) -> Self {
         let (stale, lanes) = (Arc::default(), OnceLock::new());
         Self {
             shared,
-            device,
+            device: vnic.config.id,
+            vnic,
             session,
             lanes,
             stale,
         }
-    }
-
-    fn vnic(&self) -> Option<&Vnic> {
-        self.shared.vnics.get(&self.device)
     }
 
     fn receive_guest(&self, vnic: &Vnic, payload: &[u8]) -> Receipt {
@@ -139,10 +137,14 @@ impl Drop for VnicSession {
 
 impl LaneClient for VnicSession {
     fn up(&self, lanes: LaneSet) {
-        let Some(vnic) = self.vnic() else { return };
+        let vnic = &self.vnic;
         // A client has one session.
         let _first = self.lanes.set(lanes.clone());
         let mut current = vnic.current.write().unwrap_or_else(PoisonError::into_inner);
+        if vnic.removed.load(Ordering::Relaxed) {
+            self.stale.store(true, Ordering::Relaxed);
+            return;
+        }
         let stale = match &*current {
             Some((newer, _)) if epoch_is_later(newer.epoch(), lanes.epoch()) => Some(&self.stale),
             Some((_, older)) => Some(older),
@@ -157,14 +159,13 @@ impl LaneClient for VnicSession {
     }
 
     fn receive(&self, lane: VirtualLane, payload: &[u8]) -> Receipt {
-        if let Some(vnic) = self.vnic() {
-            if lane != VirtualLane::Network {
-                vnic.counters.dropped_malformed.add(1);
-            } else if self.stale.load(Ordering::Relaxed) {
-                vnic.counters.dropped_stale.add(1);
-            } else {
-                return self.receive_guest(vnic, payload);
-            }
+        let vnic = &self.vnic;
+        if lane != VirtualLane::Network {
+            vnic.counters.dropped_malformed.add(1);
+        } else if self.stale.load(Ordering::Relaxed) {
+            vnic.counters.dropped_stale.add(1);
+        } else {
+            return self.receive_guest(vnic, payload);
         }
         Receipt::Consumed
     }
@@ -178,7 +179,7 @@ impl LaneClient for VnicSession {
 
     fn down(&self, epoch: u16) {
         self.leave();
-        let Some(vnic) = self.vnic() else { return };
+        let vnic = &self.vnic;
         let mut current = vnic.current.write().unwrap_or_else(PoisonError::into_inner);
         if current
             .as_ref()

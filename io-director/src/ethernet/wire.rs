@@ -16,7 +16,7 @@ use std::time::Duration;
 use fabric_transport::DeviceId;
 use qos::{AdmissionError, DeviceHandle, DeviceRate, LinkBudget, MonotonicTime};
 
-use crate::port_direction::{PortDevice, PortDirection, join_both};
+use crate::port_direction::{PortDevice, PortDirection, PortVm, join_both, set_vm_both};
 use crate::port_hop::Watch;
 use crate::port_scheduler::Paced;
 
@@ -84,6 +84,40 @@ impl<T> Wire<T> {
             egress,
             vnics: vnics.collect(),
         }
+    }
+
+    /// Adds a vNIC, in the place of any other of its number that has no reservation.
+    pub(super) fn insert(&mut self, words: PortDevice) {
+        let (device, attached) = (words.device, None);
+        self.vnics.insert(device, Vnic { words, attached });
+    }
+
+    /// Removes a vNIC and frees its reservation; what it had queued comes back.
+    pub(super) fn remove(&mut self, device: DeviceId) -> Vec<T> {
+        let Some(Vnic { words, attached }) = self.vnics.remove(&device) else {
+            return Vec::new();
+        };
+        let Some(attached) = attached else {
+            return Vec::new();
+        };
+        drop(self.egress.leave(&words.vm, attached.egress));
+        self.ingress.leave(&words.vm, attached.ingress)
+    }
+
+    /// Gives a VM other words, in force at once; what is queued stays in its order.
+    ///
+    /// # Errors
+    /// They do not fit; nothing has changed.
+    pub(super) fn set_vm(&mut self, now: MonotonicTime, vm: &PortVm) -> Result<(), AdmissionError> {
+        let vnics = self.vnics.values_mut().map(|vnic| &mut vnic.words.vm);
+        let mut members: Vec<_> = vnics.filter(|known| known.name() == vm.name()).collect();
+        if let Some(before) = members.first() {
+            set_vm_both((&mut self.ingress, &mut self.egress), now, before, vm)?;
+        }
+        for member in &mut members {
+            **member = vm.clone();
+        }
+        Ok(())
     }
 
     /// Reserves what `device` was promised, for the session numbered `session`.

@@ -34,7 +34,7 @@ use qos::{
     AdmissionError, BitRate, DeviceHandle, DeviceRate, LinkBudget, MonotonicTime, Scheduler,
 };
 
-use crate::port_direction::{PortDevice, PortDirection, join_both};
+use crate::port_direction::{PortDevice, PortDirection, PortVm, join_both, set_vm_both};
 use crate::port_scheduler::Paced;
 
 pub(super) use watch::Limit;
@@ -277,6 +277,36 @@ impl<K> CommandQueue<K> {
         }
     }
 
+    /// Adds a vHBA, in the place of any other of its number that has no reservation.
+    pub(super) fn insert(&mut self, words: PortDevice) {
+        let (device, attached) = (words.device, None);
+        self.vhbas.insert(device, Vhba { words, attached });
+    }
+
+    /// Removes a vHBA and frees its reservation; its commands are forgotten.
+    pub(super) fn remove(&mut self, device: DeviceId) {
+        self.let_go(device);
+        self.vhbas.remove(&device);
+    }
+
+    /// Gives a VM other words, in force at once; what waits stays in its order.
+    ///
+    /// # Errors
+    /// They do not fit; nothing has changed.
+    pub(super) fn set_vm(&mut self, now: MonotonicTime, vm: &PortVm) -> Result<(), AdmissionError> {
+        let vhbas = self.vhbas.values_mut().map(|vhba| &mut vhba.words.vm);
+        let mut members: Vec<_> = vhbas.filter(|known| known.name() == vm.name()).collect();
+        if let (Some(before), Some(Directions { ingress, egress })) =
+            (members.first(), &mut self.directions)
+        {
+            set_vm_both((ingress, egress), now, before, vm)?;
+        }
+        for member in &mut members {
+            **member = vm.clone();
+        }
+        Ok(())
+    }
+
     /// Reserves what `device` was promised, for the session numbered `session`.
     ///
     /// # Errors
@@ -333,9 +363,19 @@ impl<K> CommandQueue<K> {
             return;
         };
         attached.sessions.retain(|known| *known != session);
-        if !attached.sessions.is_empty() {
-            return;
+        if attached.sessions.is_empty() {
+            self.let_go(device);
         }
+    }
+
+    /// Frees the reservation of a vHBA and forgets its commands.
+    fn let_go(&mut self, device: DeviceId) {
+        let Some(vhba) = self.vhbas.get_mut(&device) else {
+            return;
+        };
+        let Some(attached) = vhba.attached.take() else {
+            return;
+        };
         if let Some(line) = &attached.operations {
             drop(self.operations.remove_device(line.handle));
         }
@@ -345,7 +385,6 @@ impl<K> CommandQueue<K> {
             drop(schedulers.ingress.leave(&vhba.words.vm, written.handle));
             drop(schedulers.egress.leave(&vhba.words.vm, read.handle));
         }
-        vhba.attached = None;
     }
 
     /// Whether commands of `device` have to be submitted.

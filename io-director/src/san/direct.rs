@@ -5,28 +5,19 @@
 //! find any other. Everything else comes by the lanes, as from a host elsewhere
 //! (`docs/adr/0018-commands-without-frames.md`).
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use fabric_bypass::{DataBuffers, DirectSession, DirectTarget};
+use fabric_bypass::{DataBuffers, DirectSession};
 use fabric_payload::scsi::{Command, ServiceResponse, Tag};
 use fabric_transport::VirtualLane;
 
 use super::observe::Observed;
-use super::vhba::VhbaShared;
 use super::vhba_session::VhbaSession;
 
 /// Task attribute SIMPLE in a COMMAND unit.
 const SIMPLE: u8 = 0;
 /// In the space of task management, so that no function names it as a command.
 const TAG: Tag = Tag(u64::MAX);
-
-impl DirectTarget for VhbaShared {
-    fn session(&self, epoch: u16) -> Option<Arc<dyn DirectSession>> {
-        let session = self.lock_current().clone()?;
-        (session.epoch() == Some(epoch)).then_some(session)
-    }
-}
 
 impl DirectSession for VhbaSession {
     fn is_clear(&self) -> bool {
@@ -47,8 +38,9 @@ impl DirectSession for VhbaSession {
         let moved = (bytes(command.data_in_bytes), bytes(command.data_out_bytes));
         let since = Instant::now();
         let run = || {
+            let what = (command.lun, command.cdb);
             vhba.it_nexus
-                .transfer(command.lun, command.cdb, moved.0 + moved.1, |transfer| {
+                .transfer(mapped.lun.unit(), what, moved.0 + moved.1, |transfer| {
                     medium.move_now(transfer, data)
                 })
         };

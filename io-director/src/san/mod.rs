@@ -39,7 +39,7 @@ mod watch;
 use fabric_transport::control::Windows;
 
 pub use backend::BackendError;
-pub(crate) use observe::SanView;
+pub(crate) use observe::{SanObjects, SanView};
 pub use pass_through::PassThroughError;
 pub use port::SanPort;
 pub use vhba::{ClientError, Lun, ReservationFileError, Vhba, VhbaError};

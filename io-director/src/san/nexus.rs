@@ -29,7 +29,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fabric_payload::scsi::ServiceResponse;
-use scsi_target::{Completion, ItNexus, TaskAttribute};
+use scsi_target::{Completion, ItNexus, LogicalUnit, TaskAttribute};
 
 use super::backend::medium::Medium;
 use super::observe::NexusStatistics;
@@ -84,7 +84,7 @@ impl Drop for Preemption {
 }
 
 /// The most that may wait and run at one nexus.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Share {
     pub(super) commands_max: usize,
     pub(super) data_out_bytes_max: usize,
@@ -93,6 +93,7 @@ pub(super) struct Share {
 #[derive(Debug, Default)]
 struct NexusState {
     tasks: TaskSet<Arc<VhbaSession>>,
+    share: Share,
     running: Vec<Running>,
     /// Names the next one that runs.
     number: u64,
@@ -110,7 +111,18 @@ struct NexusState {
     overdue: usize,
     /// [`Nexus::poke`] was called.
     poked: bool,
+    /// Its LUN is no longer mapped: nothing more begins.
+    retired: bool,
     stopped: bool,
+}
+
+/// Why a nexus does not take a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotTaken {
+    /// It has its share already: TASK SET FULL.
+    Full,
+    /// Its LUN was unmapped meanwhile: LOGICAL UNIT NOT SUPPORTED.
+    Retired,
 }
 
 #[derive(Debug)]
@@ -196,6 +208,11 @@ impl NexusState {
         Some((self.number, task))
     }
 
+    /// Nothing is left to do, now or ever.
+    fn is_over(&self) -> bool {
+        self.stopped || (self.retired && self.tasks.is_empty())
+    }
+
     /// Threads that execute or send.
     fn busy(&self) -> usize {
         self.alive.saturating_sub(self.idle + self.overdue)
@@ -224,7 +241,8 @@ pub(super) struct Nexus {
     taken: Condvar,
     name: String,
     it_nexus: Arc<ItNexus>,
-    share: Share,
+    /// What its commands are for; `None`: LUNs that are not there.
+    unit: Option<Arc<LogicalUnit>>,
     /// Every command is answered this late.
     delay: Duration,
     /// What commands may wait for.
@@ -239,7 +257,7 @@ impl Nexus {
     /// `name` is that of its threads.
     pub(super) fn new(
         name: String,
-        it_nexus: Arc<ItNexus>,
+        (it_nexus, unit): (Arc<ItNexus>, Option<Arc<LogicalUnit>>),
         share: Share,
         delay: Duration,
         medium: Option<Arc<Medium>>,
@@ -247,12 +265,15 @@ impl Nexus {
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             statistics,
-            state: Mutex::default(),
+            state: Mutex::new(NexusState {
+                share,
+                ..NexusState::default()
+            }),
             changed: Condvar::new(),
             taken: Condvar::new(),
             name,
             it_nexus,
-            share,
+            unit,
             delay,
             medium,
             pass_through: OnceLock::new(),
@@ -281,7 +302,12 @@ impl Nexus {
         let barrier = state
             .running()
             .any(|one| one.attribute != TaskAttribute::Simple);
-        if barrier || state.stopped || state.tasks.has_barrier() || !self.delay.is_zero() {
+        if barrier
+            || state.stopped
+            || state.retired
+            || state.tasks.has_barrier()
+            || !self.delay.is_zero()
+        {
             return None;
         }
         state.number += 1;
@@ -343,6 +369,31 @@ impl Nexus {
         self.taken.notify_all();
     }
 
+    /// The LUN is no longer mapped: what waits ends with LOGICAL UNIT NOT SUPPORTED, what runs goes
+    /// on to its end, and then so do the threads.
+    pub(super) fn retire(&self) {
+        let mut state = self.lock();
+        state.retired = true;
+        let waiting = state.tasks.remove(|_| true);
+        drop(state);
+        self.changed.notify_all();
+        for task in waiting {
+            task.session.withdraw(task.key);
+            task.session.unsupported(task.key.tag);
+        }
+    }
+
+    /// Whether it is retired and all that ran has ended.
+    pub(super) fn is_over(&self) -> bool {
+        let state = self.lock();
+        state.is_over() && state.running.is_empty() && state.alive == 0
+    }
+
+    /// Has it take this much from now on.
+    pub(super) fn set_share(&self, share: Share) {
+        self.lock().share = share;
+    }
+
     /// Waits for the threads of a nexus that is stopped.
     pub(super) fn join(&self) {
         let threads = std::mem::take(&mut self.lock().threads);
@@ -352,13 +403,15 @@ impl Nexus {
         }
     }
 
-    /// Adds a task, or gives it back when this nexus has its share already (TASK SET FULL). It
-    /// begins with [`Self::go_on`]: a thread woken for each task of a batch would take the
+    /// Adds a task, unless this nexus has its share already or is retired. It begins with [`Self::go_on`]: a thread woken for each task of a batch would take the
     /// processor from whoever brings the next.
     ///
     /// `added` is called once it is in, before anybody can find it.
-    pub(super) fn push(&self, task: SessionTask, added: impl FnOnce()) -> Result<(), SessionTask> {
+    pub(super) fn push(&self, task: SessionTask, added: impl FnOnce()) -> Result<(), NotTaken> {
         let mut state = self.lock();
+        if state.retired {
+            return Err(NotTaken::Retired);
+        }
         // Those that run hold their credit as much as those that wait.
         let (mut commands, mut bytes) = state.tasks.load();
         for running in state.running() {
@@ -366,11 +419,11 @@ impl Nexus {
             bytes += running.data_out_bytes;
         }
         let busy = commands > 0;
-        let full = commands >= self.share.commands_max
-            || bytes + task.data_out_bytes > self.share.data_out_bytes_max;
+        let full = commands >= state.share.commands_max
+            || bytes + task.data_out_bytes > state.share.data_out_bytes_max;
         // An idle nexus takes any one command: the largest write may be more than a share.
         if busy && full {
-            return Err(task);
+            return Err(NotTaken::Full);
         }
         state.tasks.push(task);
         added();
@@ -521,7 +574,7 @@ impl Nexus {
         loop {
             // Written-off threads that are back are too many.
             let surplus = state.busy() + state.idle > EXECUTORS_MAX;
-            if state.stopped || surplus {
+            if state.is_over() || surplus {
                 state.alive = state.alive.saturating_sub(1);
                 // Whatever it would have begun is for another.
                 self.wake(state);
@@ -564,7 +617,7 @@ impl Nexus {
     pub(super) fn wait_for_task(&self, deadline: Option<Instant>) -> Wake {
         let mut state = self.lock();
         loop {
-            if state.stopped {
+            if state.stopped || (state.is_over() && state.running.is_empty()) {
                 state.alive = state.alive.saturating_sub(1);
                 return Wake::Stopped;
             }
@@ -573,7 +626,7 @@ impl Nexus {
             }
             let data_in_bytes: usize = state.running.iter().map(|task| task.data_in_bytes).sum();
             // ORDERED and HEAD OF QUEUE keep their place in `pass_through::flights`.
-            if data_in_bytes < self.share.data_out_bytes_max
+            if data_in_bytes < state.share.data_out_bytes_max
                 && let Some((_, task)) = state.pick(task_set::Running::default(), || None)
             {
                 return Wake::Task(task);
@@ -662,7 +715,7 @@ impl Nexus {
         let preemption = Arc::new(Preemption { by });
         let left = Arc::downgrade(&preemption);
         let fate = Fate::Preempted(preemption);
-        for nexus in task.session.sharing(task.lun) {
+        for nexus in task.session.sharing(self) {
             let preempted = ports.contains(&nexus.it_nexus.initiator_port());
             if preempted && !std::ptr::eq(Arc::as_ptr(&nexus), self) {
                 for task in nexus.take(|_| true, &fate) {
@@ -685,6 +738,14 @@ impl Nexus {
         }
     }
 
+    /// Executes a task on the unit that it came for.
+    pub(super) fn execute(&self, task: &SessionTask, data_in: &mut Vec<u8>) -> Completion {
+        let command = (task.lun, task.cdb.as_slice(), task.attribute);
+        let (unit, max) = (self.unit.as_ref(), task.data_in_bytes);
+        self.it_nexus
+            .execute_for(unit, command, &task.data_out, data_in, max)
+    }
+
     fn run(&self) {
         if let Some(pass_through) = self.pass_through() {
             return pass_through.run(self, &self.it_nexus);
@@ -693,7 +754,7 @@ impl Nexus {
         let mut answers = Answers::default();
         while let Some((number, task)) = self.next(&mut answers) {
             let completion = (self.delay.is_zero() || self.pause(number))
-                .then(|| execute(&self.it_nexus, &task, &mut data_in));
+                .then(|| self.execute(&task, &mut data_in));
             if let Some(completion) = &completion
                 && !completion.preempted_ports.is_empty()
             {
@@ -745,16 +806,4 @@ fn finish(fates: Vec<Fate>) {
             Fate::Lost => {}
         }
     }
-}
-
-pub(super) fn execute(it_nexus: &ItNexus, task: &SessionTask, data_in: &mut Vec<u8>) -> Completion {
-    let max = task.data_in_bytes;
-    it_nexus.execute(
-        task.lun,
-        &task.cdb,
-        task.attribute,
-        &task.data_out,
-        data_in,
-        max,
-    )
 }

@@ -12,7 +12,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use fabric_config::{PortName, VhbaConfig, VmConfig};
@@ -35,10 +36,15 @@ pub struct SanPort {
     shared: Arc<SanPortShared>,
     port: PortName,
     has_rate: bool,
-    /// A vHBA has a limit of operations.
-    limits_operations: bool,
-    vhbas: BTreeMap<DeviceId, String>,
+    vhbas: Mutex<BTreeMap<DeviceId, Named>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the monitor is told of a vHBA.
+#[derive(Debug)]
+struct Named {
+    name: String,
+    limits_operations: bool,
 }
 
 /// What the vHBAs of a port share.
@@ -46,6 +52,8 @@ pub struct SanPort {
 pub(super) struct SanPortShared {
     queue: PortScheduler<CommandQueue<HeldCommand>>,
     stop: EventFd,
+    /// Sessions of vHBAs so far.
+    sessions: AtomicU64,
 }
 
 /// A task in the task set of a nexus.
@@ -56,34 +64,17 @@ pub(super) struct HeldCommand {
 }
 
 impl SanPort {
-    /// Starts the port called `port`, which carries `budget` each way if it has a rate. `vhbas` are
-    /// those of the port.
+    /// Starts the port called `port`, which carries `budget` each way if it has a rate, without
+    /// vHBAs.
     ///
     /// # Errors
     /// The kernel has no descriptors or threads left.
-    pub fn start<'a>(
-        port: PortName,
-        budget: Option<&LinkBudget>,
-        vhbas: impl Iterator<Item = (&'a VmConfig, &'a VhbaConfig)>,
-    ) -> io::Result<Self> {
-        let mut names = BTreeMap::new();
-        let mut limits_operations = false;
-        let vhbas = vhbas.map(|(vm, vhba)| {
-            limits_operations |= [vhba.ingress, vhba.egress]
-                .iter()
-                .any(|rate| rate.operations.is_some());
-            names.insert(vhba.id, vhba.name.clone());
-            PortDevice {
-                device: vhba.id,
-                vm: PortVm::new(vm),
-                ingress: vhba.ingress,
-                egress: vhba.egress,
-            }
-        });
-        let queue = CommandQueue::new(&format!("san-port {port}"), budget, vhbas);
+    pub fn start(port: PortName, budget: Option<&LinkBudget>) -> io::Result<Self> {
+        let queue = CommandQueue::new(&format!("san-port {port}"), budget, []);
         let shared = Arc::new(SanPortShared {
             queue: PortScheduler::new(queue)?,
             stop: EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            sessions: AtomicU64::new(0),
         });
         let served = shared.clone();
         let thread = std::thread::Builder::new()
@@ -93,10 +84,56 @@ impl SanPort {
             shared,
             port,
             has_rate: budget.is_some(),
-            limits_operations,
-            vhbas: names,
+            vhbas: Mutex::default(),
             thread: Some(thread),
         })
+    }
+
+    /// Adds a vHBA of `vm`, which reserves with its first session.
+    pub fn add(&self, vm: &VmConfig, vhba: &VhbaConfig) {
+        let words = PortDevice {
+            device: vhba.id,
+            vm: PortVm::new(vm),
+            ingress: vhba.ingress,
+            egress: vhba.egress,
+        };
+        self.shared.queue.with(|queue, _| queue.insert(words));
+        self.name(vhba);
+    }
+
+    /// Removes a vHBA and frees what it reserved.
+    pub fn remove(&self, device: DeviceId) {
+        self.shared.queue.with(|queue, _| queue.remove(device));
+        self.vhbas().remove(&device);
+    }
+
+    /// Gives a VM other words, in force at once.
+    ///
+    /// # Errors
+    /// They do not fit; nothing has changed.
+    pub fn set_vm(&self, vm: &VmConfig) -> Result<(), AdmissionError> {
+        let vm = PortVm::new(vm);
+        self.shared
+            .queue
+            .with(|queue, now| queue.set_vm(now, &vm))?;
+        // The timer stands at what the old words allowed.
+        self.shared.run();
+        Ok(())
+    }
+
+    /// Has hops from now on show what this vHBA is called, and that it has a limit.
+    pub(crate) fn name(&self, vhba: &VhbaConfig) {
+        let rates = [vhba.ingress, vhba.egress];
+        let named = Named {
+            name: vhba.name.clone(),
+            limits_operations: rates.iter().any(|rate| rate.operations.is_some()),
+        };
+        self.vhbas().insert(vhba.id, named);
+    }
+
+    fn vhbas(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Named>> {
+        // Whole between any two statements: going on is safe.
+        self.vhbas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its schedulers: of operations where one is limited, each charged with 512 bytes, and of a
@@ -108,14 +145,23 @@ impl SanPort {
             (Limit::Bandwidth(Direction::Ingress), "ingress"),
             (Limit::Bandwidth(Direction::Egress), "egress"),
         ];
+        let vhbas = self.vhbas();
         let limits = limits.into_iter().filter(|(limit, _)| match limit {
-            Limit::Operations => self.limits_operations,
+            Limit::Operations => vhbas.values().any(|it| it.limits_operations),
             Limit::Bandwidth(_) => self.has_rate,
         });
+        let names = || {
+            let names = vhbas.iter().map(|(id, it)| (*id, it.name.clone()));
+            names.collect()
+        };
         let hops = limits.map(|(limit, name)| {
             let name = format!("san-port {} {name}", self.port);
-            let shared = self.shared.clone();
-            let hop = PortHop::new(name, self.vhbas.clone(), move |look| {
+            // Not kept alive by whoever watches it.
+            let shared = Arc::downgrade(&self.shared);
+            let hop = PortHop::new(name, names(), move |look| {
+                let Some(shared) = shared.upgrade() else {
+                    return;
+                };
                 shared.queue.with(|queue, now| {
                     if let Some(watch) = queue.watch(limit) {
                         look(watch, now);
@@ -146,6 +192,12 @@ impl Drop for SanPort {
 }
 
 impl SanPortShared {
+    /// A number for a session, unique among those of the port: a vHBA that is replaced must not be
+    /// detached by the sessions of the one before.
+    pub(super) fn session_number(&self) -> u64 {
+        self.sessions.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub(super) fn attach(&self, device: DeviceId, session: u64) -> Result<(), AdmissionError> {
         self.queue
             .with(|queue, now| queue.attach(now, device, session))

@@ -20,6 +20,7 @@ use qos::DeviceRate;
 use crate::Director;
 
 mod direct;
+mod lun_map;
 mod medium;
 mod model;
 mod operator;
@@ -130,6 +131,7 @@ impl Directory for HostDirectory {
 /// A director with its files, and one host's session.
 struct Lab {
     folder: tempfile::TempDir,
+    config: LabConfig,
     director: Director,
     endpoint: Arc<Endpoint>,
     lanes: HashMap<DeviceId, LaneSet>,
@@ -194,6 +196,7 @@ impl Lab {
         let lanes = HashMap::new();
         let mut lab = Self {
             folder,
+            config,
             director,
             endpoint,
             lanes,
@@ -770,6 +773,7 @@ fn s12_reservations_outlive_the_director_that_was_asked_to_keep_them() {
         let (endpoint, seen, writable) = connect(&director);
         let mut lab = Lab {
             folder,
+            config,
             director,
             endpoint,
             lanes: HashMap::new(),

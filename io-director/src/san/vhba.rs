@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
-use fabric_bypass::DirectTarget;
-use fabric_config::{DirectorConfig, LunConfig, MediumConfig, VhbaConfig};
+use fabric_bypass::DirectSession;
+use fabric_config::{DirectorConfig, LunConfig, LunMapping, MediumConfig, VhbaConfig};
 use fabric_payload::scsi::{LunBytes, TRANSFER_BYTES_MAX};
 use fabric_transport::{DeviceId, LaneClient};
 use qos::{AdmissionError, DeviceRate};
@@ -63,6 +63,9 @@ pub enum VhbaError {
         /// The number.
         lun: u16,
     },
+    /// Its sessions cannot have a unit that is new to them.
+    #[error(transparent)]
+    Claim(Box<ClientError>),
     /// No thread.
     #[error("cannot start a thread; raise the process's limits")]
     Thread(#[source] io::Error),
@@ -209,6 +212,10 @@ impl Lun {
         loaded.map_err(|_damaged| ReservationFileError::Damaged { path: path() })
     }
 
+    pub(super) fn unit(&self) -> &Arc<LogicalUnit> {
+        &self.unit
+    }
+
     /// `None` of a unit of others.
     pub(super) fn medium(&self) -> Option<&Medium> {
         self.medium.as_deref()
@@ -262,12 +269,25 @@ impl Lun {
         self.medium.as_ref().map(|medium| medium.snapshot())
     }
 
-    /// Answers the commands that have been at the medium too long.
+    /// Answers the commands that have been at the medium too long, and forgets who does not see it
+    /// any more and has nothing left to do.
     pub(super) fn expire(&self) {
         let now = Instant::now();
         for nexus in self.nexuses() {
             nexus.expire(now, self.timeout);
         }
+        let mut mappings = self.lock();
+        let vhbas: Vec<_> = mappings.iter().filter_map(|it| it.vhba.upgrade()).collect();
+        mappings.retain(|mapping| mapping.nexus.strong_count() > 0);
+        drop(mappings);
+        for vhba in vhbas {
+            vhba.forget_retired();
+        }
+    }
+
+    /// Whether nobody sees it, and nothing of what those who did wanted is left.
+    pub(super) fn is_unused(&self) -> bool {
+        self.nexuses().is_empty()
     }
 
     /// Looks whether the size changed, and tells everybody. May block.
@@ -280,7 +300,10 @@ impl Lun {
         let mappings = self.lock();
         let vhbas = mappings.iter().filter_map(|mapping| {
             let vhba = mapping.vhba.upgrade()?;
-            Some((vhba, mapping.lun))
+            let nexus = mapping.nexus.upgrade()?;
+            let map = vhba.luns();
+            let mapped = map.get(&mapping.lun)?;
+            Arc::ptr_eq(&mapped.nexus, &nexus).then_some((vhba, mapping.lun))
         });
         let vhbas: Vec<_> = vhbas.collect();
         drop(mappings);
@@ -355,8 +378,11 @@ impl Lun {
     }
 }
 
+/// What a vHBA sees.
+pub(super) type LunMap = BTreeMap<u16, MappedLun>;
+
 /// A LUN as one vHBA sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct MappedLun {
     pub(super) nexus: Arc<Nexus>,
     pub(super) lun: Arc<Lun>,
@@ -366,14 +392,18 @@ pub(super) struct MappedLun {
 #[derive(Debug)]
 pub(super) struct VhbaShared {
     pub(super) it_nexus: Arc<ItNexus>,
-    pub(super) luns: BTreeMap<u16, MappedLun>,
+    /// Replaced as a whole, with `claims` locked.
+    luns: RwLock<Arc<LunMap>>,
+    /// Of LUNs that are no longer mapped, until their commands have ended.
+    retired: Mutex<Vec<MappedLun>>,
     /// Answers commands to LUNs that are not there, and REPORT LUNS.
     pub(super) no_lun: Arc<Nexus>,
     pub(super) counters: VhbaCounters,
     pub(super) tap: Arc<Tap>,
     pub(super) in_flight_max: Highest,
     pub(super) current: Mutex<Option<Arc<VhbaSession>>>,
-    sessions: AtomicU64,
+    /// It was removed: no session begins. Set with `current` locked.
+    pub(super) removed: AtomicBool,
     /// Those of them that claimed the LUNs.
     claims: Mutex<HashSet<u64>>,
     device: DeviceId,
@@ -424,62 +454,25 @@ impl Vhba {
         port: &SanPort,
     ) -> Result<Self, VhbaError> {
         let it_nexus = Arc::new(ItNexus::new(config.wwpn.0));
-        let share = share(config.luns.len());
-        let mut mapped = BTreeMap::new();
-        for mapping in &config.luns {
-            let number = VhbaError::Number { lun: mapping.lun };
-            let no_such = || VhbaError::NoSuchLun {
-                name: mapping.name.clone(),
-            };
-            let lun = luns.get(&mapping.name).ok_or_else(no_such)?.clone();
-            let Some(address) = scsi_target::Lun::new(mapping.lun) else {
-                return Err(number);
-            };
-            it_nexus
-                .attach(address, lun.unit.clone())
-                .map_err(|_in_use| number)?;
-            let thread = format!("{}:{}", mapping.lun, config.name);
-            let medium = lun.medium.clone();
-            let statistics = NexusStatistics::new(Some(lun.in_flight.clone()));
-            let nexus = Nexus::new(
-                thread,
-                it_nexus.clone(),
-                share,
-                lun.delay,
-                medium,
-                statistics,
-            );
-            if let Some(unit) = &lun.pass_through {
-                let object = format!("lun {} of vhba {}", mapping.name, config.name);
-                let port = (config.id.0, mapping.lun);
-                nexus.pass_to(PassThrough::start(object, unit, (&lun, &nexus), port)?);
-            }
-            mapped.insert(mapping.lun, MappedLun { nexus, lun });
-        }
-        report_luns(&it_nexus);
-        for (number, mapped) in &mapped {
-            if let (Some(_), Some(lun)) = (&mapped.lun.pass_through, scsi_target::Lun::new(*number))
-            {
-                PassThrough::power_on_is_told(&it_nexus, lun);
-            }
-        }
         let name = config.name.clone();
+        let absent = (it_nexus.clone(), None);
         let shared = Arc::new(VhbaShared {
             no_lun: Nexus::new(
                 name,
-                it_nexus.clone(),
-                share,
+                absent,
+                share(config.luns.len()),
                 Duration::ZERO,
                 None,
                 NexusStatistics::new(None),
             ),
             it_nexus,
-            luns: mapped,
+            luns: RwLock::default(),
+            retired: Mutex::default(),
             tap: Tap::new(&config.name, config.id, config.wwpn, config.port),
             in_flight_max: Highest::default(),
             counters: VhbaCounters::default(),
             current: Mutex::default(),
-            sessions: AtomicU64::new(0),
+            removed: AtomicBool::new(false),
             claims: Mutex::default(),
             device: config.id,
             limited: AtomicBool::new(port.shared().is_limited(config.id)),
@@ -490,19 +483,126 @@ impl Vhba {
             name: config.name.clone(),
             shared,
         };
-        for nexus in vhba.shared.all_nexuses() {
-            nexus.start().map_err(VhbaError::Thread)?;
+        vhba.shared.no_lun.start().map_err(VhbaError::Thread)?;
+        vhba.set_luns(config, luns)?;
+        report_luns(&vhba.shared.it_nexus);
+        Ok(vhba)
+    }
+
+    /// Has the guest see the LUNs of `config` from now on, and tells it what is new and what is gone.
+    ///
+    /// What it has in flight at a LUN that is gone, or is another unit now, ends: what runs with its
+    /// result, what waits with LOGICAL UNIT NOT SUPPORTED.
+    ///
+    /// # Errors
+    /// [`VhbaError`]; nothing has changed.
+    pub fn set_luns(
+        &self,
+        config: &VhbaConfig,
+        luns: &BTreeMap<String, Arc<Lun>>,
+    ) -> Result<(), VhbaError> {
+        let shared = &self.shared;
+        let before = shared.luns();
+        let mut after = LunMap::new();
+        let mut added = Added::default();
+        for mapping in &config.luns {
+            let no_such = || VhbaError::NoSuchLun {
+                name: mapping.name.clone(),
+            };
+            let lun = luns.get(&mapping.name).ok_or_else(no_such)?;
+            let address = scsi_target::Lun::new(mapping.lun);
+            let address = address.filter(|_| !after.contains_key(&mapping.lun));
+            let address = address.ok_or(VhbaError::Number { lun: mapping.lun })?;
+            let known = before.get(&mapping.lun);
+            let known = known.filter(|known| Arc::ptr_eq(&known.lun, lun));
+            let mapped = match known {
+                Some(known) => known.clone(),
+                None => {
+                    let mapped = self.map(config, mapping, lun)?;
+                    added.luns.push((address, mapped.clone()));
+                    mapped
+                }
+            };
+            after.insert(mapping.lun, mapped);
         }
-        for (lun, mapped) in &vhba.shared.luns {
+        let stays = |number, mapped: &MappedLun| {
+            let known = after.get(number);
+            known.is_some_and(|known| Arc::ptr_eq(&known.nexus, &mapped.nexus))
+        };
+        let gone = before.iter().filter(|(number, it)| !stays(*number, it));
+        let gone: Vec<_> = gone.map(|(number, it)| (*number, it.clone())).collect();
+        // Sessions that come or go wait: each has the locks of the map that it sees.
+        let claims = shared.lock_claims();
+        added.claim(claims.len())?;
+        let added = added.keep();
+        let share = share(after.len());
+        for (number, _) in &gone {
+            if let Some(address) = scsi_target::Lun::new(*number) {
+                shared.it_nexus.detach(address);
+            }
+        }
+        for (address, mapped) in &added {
+            // Whatever was at the number was let go above.
+            let attached = shared.it_nexus.attach(*address, mapped.lun.unit.clone());
+            debug_assert!(attached.is_ok(), "the number is free");
+            if mapped.lun.pass_through.is_some() {
+                PassThrough::power_on_is_told(&shared.it_nexus, *address);
+            }
             let mut mappings = mapped.lun.lock();
-            mappings.retain(|mapping| mapping.nexus.strong_count() > 0);
             mappings.push(Mapping {
                 nexus: Arc::downgrade(&mapped.nexus),
-                vhba: Arc::downgrade(&vhba.shared),
-                lun: *lun,
+                vhba: Arc::downgrade(shared),
+                lun: address.number(),
             });
         }
-        Ok(vhba)
+        for mapped in after.values() {
+            mapped.nexus.set_share(share);
+        }
+        shared.no_lun.set_share(share);
+        let mut map = shared.luns.write().unwrap_or_else(PoisonError::into_inner);
+        *map = Arc::new(after);
+        drop(map);
+        let mut retired = shared.lock_retired();
+        retired.extend(gone.iter().map(|(_, mapped)| mapped.clone()));
+        drop(retired);
+        for (_, mapped) in &gone {
+            mapped.nexus.retire();
+            claims.iter().for_each(|_| mapped.lun.give_up());
+        }
+        drop(claims);
+        shared.forget_retired();
+        let session = shared.lock_current().clone();
+        if let Some(session) = session {
+            let gone = gone.iter().map(|(number, _)| *number);
+            let added = added.iter().map(|(address, _)| address.number());
+            session.luns_changed(gone, added);
+        }
+        Ok(())
+    }
+
+    /// Starts what executes the commands to a LUN.
+    fn map(
+        &self,
+        config: &VhbaConfig,
+        mapping: &LunMapping,
+        lun: &Arc<Lun>,
+    ) -> Result<MappedLun, VhbaError> {
+        let nexus = Nexus::new(
+            format!("{}:{}", mapping.lun, config.name),
+            (self.shared.it_nexus.clone(), Some(lun.unit.clone())),
+            share(config.luns.len()),
+            lun.delay,
+            lun.medium.clone(),
+            NexusStatistics::new(Some(lun.in_flight.clone())),
+        );
+        if let Some(unit) = &lun.pass_through {
+            let object = format!("lun {} of vhba {}", mapping.name, config.name);
+            let port = (config.id.0, mapping.lun);
+            nexus.pass_to(PassThrough::start(object, unit, (lun, &nexus), port)?);
+        }
+        nexus.start().map_err(VhbaError::Thread)?;
+        let lun = lun.clone();
+        Ok(MappedLun { nexus, lun })
     }
 
     /// The owner of the vHBA for one session, with what the vHBA reserved on its port, and the locks
@@ -513,7 +613,7 @@ impl Vhba {
     /// changed.
     pub fn client(&self) -> Result<Arc<dyn LaneClient>, ClientError> {
         let shared = &self.shared;
-        let number = shared.sessions.fetch_add(1, Ordering::Relaxed);
+        let number = shared.port.session_number();
         shared.port.attach(shared.device, number)?;
         // From here on dropping the session gives everything back.
         let session = VhbaSession::new(shared.clone(), number);
@@ -537,10 +637,11 @@ impl Vhba {
         Ok(())
     }
 
-    /// The vHBA, for a host agent in the same process.
-    #[must_use]
-    pub fn direct_target(&self) -> Arc<dyn DirectTarget> {
-        self.shared.clone()
+    /// Its session of that epoch, if that is the one that has it, for a host agent in the same
+    /// process.
+    pub(crate) fn direct_session(&self, epoch: u16) -> Option<Arc<dyn DirectSession>> {
+        let session = self.shared.lock_current().clone()?;
+        (session.epoch() == Some(epoch)).then_some(session)
     }
 
     pub(super) fn shared(&self) -> Arc<VhbaShared> {
@@ -549,9 +650,8 @@ impl Vhba {
 
     /// The counters of its LUNs that are units of others.
     pub fn lun_snapshots(&self) -> impl Iterator<Item = Snapshot> {
-        let nexuses = self.shared.all_nexuses();
-        let others = nexuses.filter_map(|nexus| nexus.pass_through());
-        others.map(|pass_through| pass_through.snapshot())
+        let nexuses = self.shared.all_nexuses().into_iter();
+        nexuses.filter_map(|nexus| Some(nexus.pass_through()?.snapshot()))
     }
 
     /// Its counters.
@@ -566,6 +666,43 @@ impl Vhba {
             snapshot.counts.extend(held);
         }
         snapshot
+    }
+}
+
+/// LUNs that are about to be mapped; dropped before they are, it undoes what was done for them.
+#[derive(Default)]
+struct Added {
+    luns: Vec<(scsi_target::Lun, MappedLun)>,
+    /// One for each time that one was claimed.
+    claimed: Vec<Arc<Lun>>,
+}
+
+impl Added {
+    /// Claims each for so many sessions.
+    fn claim(&mut self, sessions: usize) -> Result<(), VhbaError> {
+        for (_, mapped) in &self.luns {
+            for _ in 0..sessions {
+                let claimed = mapped.lun.claim();
+                claimed.map_err(|error| VhbaError::Claim(Box::new(error)))?;
+                self.claimed.push(mapped.lun.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// They are mapped.
+    fn keep(mut self) -> Vec<(scsi_target::Lun, MappedLun)> {
+        self.claimed.clear();
+        std::mem::take(&mut self.luns)
+    }
+}
+
+impl Drop for Added {
+    fn drop(&mut self) {
+        for (_, mapped) in &self.luns {
+            mapped.nexus.stop();
+        }
+        self.claimed.iter().for_each(Lun::give_up);
     }
 }
 
@@ -592,7 +729,11 @@ impl Drop for Vhba {
             nexus.stop();
         }
         // A nexus may wait for credit: without its session it does not.
-        if let Some(session) = self.shared.lock_current().take() {
+        let mut current = self.shared.lock_current();
+        self.shared.removed.store(true, Ordering::Relaxed);
+        let session = current.take();
+        drop(current);
+        if let Some(session) = session {
             session.kill();
         }
         for nexus in self.shared.all_nexuses() {
@@ -606,19 +747,57 @@ impl VhbaShared {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn all_nexuses(&self) -> impl Iterator<Item = &Arc<Nexus>> {
-        self.luns
-            .values()
-            .map(|mapped| &mapped.nexus)
-            .chain([&self.no_lun])
+    /// What the guest sees now.
+    pub(super) fn luns(&self) -> Arc<LunMap> {
+        let luns = self.luns.read().unwrap_or_else(PoisonError::into_inner);
+        luns.clone()
+    }
+
+    /// Also those whose LUNs are gone, until they have ended.
+    pub(super) fn all_nexuses(&self) -> Vec<Arc<Nexus>> {
+        let (luns, retired) = (self.luns(), self.lock_retired());
+        let mapped = luns.values().chain(retired.iter());
+        let mapped = mapped.map(|mapped| mapped.nexus.clone());
+        mapped.chain([self.no_lun.clone()]).collect()
+    }
+
+    fn lock_retired(&self) -> MutexGuard<'_, Vec<MappedLun>> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of LUNs that are gone and whose commands have ended.
+    fn forget_retired(&self) {
+        self.lock_retired().retain(|mapped| !mapped.nexus.is_over());
     }
 
     /// The LUN that the eight bytes address, if it is mapped.
-    pub(super) fn mapped(&self, lun: LunBytes) -> Option<&MappedLun> {
+    pub(super) fn mapped(&self, lun: LunBytes) -> Option<MappedLun> {
         match LunAddress::parse(lun) {
-            LunAddress::Unit(lun) => self.luns.get(&lun.number()),
+            LunAddress::Unit(lun) => {
+                let luns = self.luns.read().unwrap_or_else(PoisonError::into_inner);
+                luns.get(&lun.number()).cloned()
+            }
             LunAddress::ReportLunsWellKnown | LunAddress::Absent => None,
         }
+    }
+
+    /// Who executes commands to these eight bytes.
+    pub(super) fn nexus(&self, lun: LunBytes) -> Arc<Nexus> {
+        if let LunAddress::Unit(lun) = LunAddress::parse(lun) {
+            let luns = self.luns.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(mapped) = luns.get(&lun.number()) {
+                return mapped.nexus.clone();
+            }
+        }
+        self.no_lun.clone()
+    }
+
+    /// The unit of one of its nexuses.
+    pub(super) fn unit_of(&self, nexus: &Nexus) -> Option<Arc<Lun>> {
+        let its = |mapped: &&MappedLun| std::ptr::eq(Arc::as_ptr(&mapped.nexus), nexus);
+        let (luns, retired) = (self.luns(), self.lock_retired());
+        let found = luns.values().chain(retired.iter()).find(its);
+        found.map(|mapped| mapped.lun.clone())
     }
 
     /// Whether commands have to wait for the port.
@@ -653,15 +832,17 @@ impl VhbaShared {
     }
 
     fn claim(&self, session: u64) -> Result<(), ClientError> {
-        let mut claimed = Vec::with_capacity(self.luns.len());
-        for mapped in self.luns.values() {
+        let mut claims = self.lock_claims();
+        let luns = self.luns();
+        let mut claimed = Vec::with_capacity(luns.len());
+        for mapped in luns.values() {
             if let Err(error) = mapped.lun.claim() {
                 claimed.into_iter().for_each(Lun::give_up);
                 return Err(error);
             }
             claimed.push(&mapped.lun);
         }
-        self.lock_claims().insert(session);
+        claims.insert(session);
         Ok(())
     }
 
@@ -672,8 +853,9 @@ impl VhbaShared {
     /// Gives back what a session reserved on the port, and its LUNs.
     pub(super) fn leave(&self, session: u64) {
         self.port.detach(self.device, session);
-        if self.lock_claims().remove(&session) {
-            for mapped in self.luns.values() {
+        let mut claims = self.lock_claims();
+        if claims.remove(&session) {
+            for mapped in self.luns().values() {
                 mapped.lun.give_up();
             }
         }

@@ -7,7 +7,7 @@
 //! Every command is answered by one STATUS, after all its data-out has arrived: only then may the
 //! host use its tag again without old data being taken for new.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -18,11 +18,11 @@ use fabric_payload::scsi::{
 use fabric_transport::frame::blocks;
 use fabric_transport::{FrameBuffer, LaneClient, LaneSet, Receipt, SendRefused, VirtualLane};
 use scsi_target::{
-    AdditionalSense, Lun, MediumError, MediumErrorKind, Sense, SenseFormat, TaskAttribute,
-    TaskManagementFunction, TaskManagementResponse, UnitAttention,
+    AdditionalSense, Lun, MediumError, MediumErrorKind, Sense, SenseFormat, SenseKey,
+    TaskAttribute, TaskManagementFunction, TaskManagementResponse, UnitAttention,
 };
 
-use super::nexus::{Fate, Nexus};
+use super::nexus::{Fate, Nexus, NotTaken};
 use super::observe::{Observed, ObservedManagement};
 use super::task_set::{Task, TaskKey};
 use super::vhba::VhbaShared;
@@ -86,6 +86,32 @@ struct Waiting {
     held: Held,
 }
 
+/// What happened to a LUN, in the order in which it is told. Each at most once, however often it
+/// happened, so that a host that takes nothing costs nothing.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Untold {
+    removed: bool,
+    added: bool,
+    resized: bool,
+}
+
+impl Untold {
+    /// The next event, which is no longer to be told then.
+    fn take(&mut self, lun: u16) -> Option<Event> {
+        let lun = Lun::new(lun).map_or([0; 8], Lun::to_bytes);
+        if std::mem::take(&mut self.removed) {
+            Some(Event::LunRemoved(lun))
+        } else if std::mem::take(&mut self.added) {
+            Some(Event::LunAdded(lun))
+        } else if std::mem::take(&mut self.resized) {
+            let AdditionalSense { asc, ascq } = UnitAttention::CapacityChanged.additional();
+            Some(Event::ParameterChanged { lun, asc, ascq })
+        } else {
+            None
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct SessionState {
     lanes: Option<LaneSet>,
@@ -94,8 +120,8 @@ struct SessionState {
     writable: u64,
     open: HashMap<Tag, Open>,
     outbox: VecDeque<Waiting>,
-    /// LUNs whose capacity changed, which the host is not told yet.
-    resized: BTreeSet<u16>,
+    /// By LUN, what the host is not told yet.
+    untold: BTreeMap<u16, Untold>,
     /// Credit of commands whose answers [`VhbaSession::flush`] sends.
     settled: Held,
     /// Those that something arrived for in the link's batch.
@@ -119,7 +145,7 @@ impl SessionState {
 #[derive(Debug)]
 pub(super) struct VhbaSession {
     vhba: Arc<VhbaShared>,
-    /// Unique among the sessions of the vHBA.
+    /// Unique among the sessions of the port.
     number: u64,
     state: Mutex<SessionState>,
     changed: Condvar,
@@ -208,10 +234,10 @@ impl VhbaSession {
 
     // From the nexus threads.
 
-    /// The nexuses of all vHBAs that see the unit behind `lun`.
-    pub(super) fn sharing(&self, lun: LunBytes) -> Vec<Arc<Nexus>> {
-        let mapped = self.vhba.mapped(lun);
-        mapped.map_or_else(Vec::new, |mapped| mapped.lun.nexuses())
+    /// The nexuses of all vHBAs that see the unit of `nexus`.
+    pub(super) fn sharing(&self, nexus: &Nexus) -> Vec<Arc<Nexus>> {
+        let unit = self.vhba.unit_of(nexus);
+        unit.map_or_else(Vec::new, |unit| unit.nexuses())
     }
 
     /// The result of a command that nobody waits for.
@@ -232,6 +258,16 @@ impl VhbaSession {
             kind: MediumErrorKind::Unavailable,
             lba: None,
         });
+        self.end_with_sense(tag, sense);
+    }
+
+    /// Ends a command to a LUN that is gone.
+    pub(super) fn unsupported(&self, tag: Tag) {
+        let gone = AdditionalSense::LOGICAL_UNIT_NOT_SUPPORTED;
+        self.end_with_sense(tag, Sense::new(SenseKey::IllegalRequest, gone));
+    }
+
+    fn end_with_sense(&self, tag: Tag, sense: Sense) {
         let ending = Ending {
             sense: Some(sense),
             ..Ending::new(
@@ -242,14 +278,40 @@ impl VhbaSession {
         self.end_with(tag, ending);
     }
 
-    /// Tells the host that the capacity of a LUN changed. Once for several changes that it was not
-    /// told of yet, so that a host that takes nothing costs nothing.
+    /// Tells the host that the capacity of a LUN changed.
     pub(super) fn capacity_changed(&self, lun: u16) {
         let mut state = self.lock();
         if state.dead {
             return;
         }
-        state.resized.insert(lun);
+        state.untold.entry(lun).or_default().resized = true;
+        drop(state);
+        self.flush_outbox();
+    }
+
+    /// Tells the host which LUNs are gone and which are new; one that is both is another unit.
+    pub(super) fn luns_changed(
+        &self,
+        removed: impl Iterator<Item = u16>,
+        added: impl Iterator<Item = u16>,
+    ) {
+        let mut state = self.lock();
+        if state.dead {
+            return;
+        }
+        for lun in removed {
+            let removed = true;
+            state.untold.insert(
+                lun,
+                Untold {
+                    removed,
+                    ..Untold::default()
+                },
+            );
+        }
+        for lun in added {
+            state.untold.entry(lun).or_default().added = true;
+        }
         drop(state);
         self.flush_outbox();
     }
@@ -394,12 +456,7 @@ impl VhbaSession {
             }
         }
         if !blocked_lanes.contains(&VirtualLane::TaskManagement) {
-            for lun in std::mem::take(&mut state.resized) {
-                let mut frames = vec![(VirtualLane::TaskManagement, resized(lun))];
-                if matches!(lanes.queue(&mut frames), Err(SendRefused::Blocked)) {
-                    state.resized.insert(lun);
-                }
-            }
+            tell(&lanes, &mut state.untold);
         }
         drop(state);
         lanes.flush();
@@ -460,10 +517,7 @@ impl VhbaSession {
             return Receipt::Consumed;
         };
         let tag = command.tag;
-        let nexus = self
-            .vhba
-            .mapped(command.lun)
-            .map_or(&self.vhba.no_lun, |mapped| &mapped.nexus);
+        let nexus = self.vhba.nexus(command.lun);
         let data_out_bytes = usize::try_from(command.data_out_bytes).unwrap_or(usize::MAX);
         let mut state = self.lock();
         if state.open.contains_key(&tag) {
@@ -475,7 +529,7 @@ impl VhbaSession {
             command_blocks: held_blocks,
             ..Held::default()
         };
-        let (nexus, received_bytes, ending) = (nexus.clone(), 0, None);
+        let (received_bytes, ending) = (0, None);
         let open = Open {
             nexus: nexus.clone(),
             received_bytes,
@@ -516,10 +570,14 @@ impl VhbaSession {
                 self.vhba.submit(command, data_out_bytes, data_in_bytes);
             }
         };
-        if nexus.push(task, added).is_err() {
-            self.vhba.counters.task_set_full.add(1);
-            let status = scsi_target::Status::TaskSetFull;
-            self.end_with(tag, Ending::new(ServiceResponse::TaskComplete, status));
+        match nexus.push(task, added) {
+            Ok(()) => {}
+            Err(NotTaken::Full) => {
+                self.vhba.counters.task_set_full.add(1);
+                let status = scsi_target::Status::TaskSetFull;
+                self.end_with(tag, Ending::new(ServiceResponse::TaskComplete, status));
+            }
+            Err(NotTaken::Retired) => self.unsupported(tag),
         }
         Receipt::Held
     }
@@ -575,6 +633,7 @@ impl VhbaSession {
         let own = |key: TaskKey| key.session == self.number;
         let named = |key: TaskKey| key == self.key(managed);
         let mapped = self.vhba.mapped(lun);
+        let mapped = mapped.as_ref();
         let statistics = mapped
             .map_or(&self.vhba.no_lun, |mapped| &mapped.nexus)
             .statistics();
@@ -588,7 +647,7 @@ impl VhbaSession {
             return Receipt::Held;
         }
         let nexuses: Vec<_> = match function {
-            TaskFunction::ItNexusReset => self.vhba.all_nexuses().cloned().collect(),
+            TaskFunction::ItNexusReset => self.vhba.all_nexuses(),
             TaskFunction::LogicalUnitReset => mapped
                 .map(|mapped| mapped.lun.nexuses())
                 .unwrap_or_default(),
@@ -672,14 +731,22 @@ fn release(lanes: &LaneSet, held: Held) {
     }
 }
 
-fn resized(lun: u16) -> FrameBuffer {
-    let AdditionalSense { asc, ascq } = UnitAttention::CapacityChanged.additional();
-    let lun = Lun::new(lun).map_or([0; 8], Lun::to_bytes);
-    encode(&InformationUnit::Event(Event::ParameterChanged {
-        lun,
-        asc,
-        ascq,
-    }))
+/// Sends events as far as there is credit; what is left stays.
+fn tell(lanes: &LaneSet, untold: &mut BTreeMap<u16, Untold>) {
+    while let Some(mut first) = untold.first_entry() {
+        let lun = *first.key();
+        let before = *first.get();
+        let Some(event) = first.get_mut().take(lun) else {
+            first.remove();
+            continue;
+        };
+        let event = encode(&InformationUnit::Event(event));
+        let mut frames = vec![(VirtualLane::TaskManagement, event)];
+        if matches!(lanes.queue(&mut frames), Err(SendRefused::Blocked)) {
+            *first.get_mut() = before;
+            return;
+        }
+    }
 }
 
 fn encode(unit: &InformationUnit<'_>) -> FrameBuffer {
@@ -700,6 +767,11 @@ impl LaneClient for VhbaSession {
         let Some(me) = self.me.upgrade() else { return };
         let epoch = lanes.epoch();
         let mut current = self.vhba.lock_current();
+        if self.vhba.removed.load(Ordering::Relaxed) {
+            drop(current);
+            self.kill();
+            return;
+        }
         let older = match &*current {
             Some(known)
                 if known
@@ -715,7 +787,9 @@ impl LaneClient for VhbaSession {
         let mut state = self.lock();
         state.lanes = Some(lanes);
         // The host may know sizes of an earlier session, and of media that changed since.
-        state.resized.extend(self.vhba.luns.keys());
+        for lun in self.vhba.luns().keys() {
+            state.untold.entry(*lun).or_default().resized = true;
+        }
         drop(state);
         *current = Some(me);
         drop(current);

@@ -1,8 +1,10 @@
 //! Two threads that look at every LUN now and then: one answers what a medium does not, the other
 //! asks media for their size. Apart, because asking for a size may take as long as anything else.
+//!
+//! A LUN that is removed is looked after until the last command of it has ended.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,7 +19,20 @@ const MEASURE_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct LunWatch {
     stop: Arc<Stop>,
+    luns: Arc<Mutex<Watched>>,
     threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    luns: Vec<Arc<Lun>>,
+    /// Those that were removed.
+    removed: Vec<Arc<Lun>>,
+}
+
+fn lock(luns: &Mutex<Watched>) -> MutexGuard<'_, Watched> {
+    // Whole between any two statements: going on is safe.
+    luns.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug, Default)]
@@ -32,28 +47,40 @@ impl LunWatch {
     /// # Errors
     /// No thread can be started.
     pub fn start(luns: impl Iterator<Item = Arc<Lun>>) -> io::Result<Self> {
-        let luns: Arc<[_]> = luns.collect();
         let mut watch = Self {
             stop: Arc::default(),
+            luns: Arc::default(),
             threads: Vec::new(),
         };
-        watch.every("lun-timeout", EXPIRE_EVERY, luns.clone(), Lun::expire)?;
-        watch.every("lun-size", MEASURE_EVERY, luns, Lun::measure)?;
+        watch.set(luns);
+        watch.every("lun-timeout", EXPIRE_EVERY, Lun::expire)?;
+        watch.every("lun-size", MEASURE_EVERY, Lun::measure)?;
         Ok(watch)
     }
 
-    fn every(
-        &mut self,
-        name: &str,
-        interval: Duration,
-        luns: Arc<[Arc<Lun>]>,
-        look: fn(&Lun),
-    ) -> io::Result<()> {
-        let stop = self.stop.clone();
+    /// Watches `luns` from now on, and those before until nothing of them is left.
+    pub fn set(&self, luns: impl Iterator<Item = Arc<Lun>>) {
+        let mut watched = lock(&self.luns);
+        let before = std::mem::replace(&mut watched.luns, luns.collect());
+        let luns = &watched.luns;
+        let stays = |lun: &Arc<Lun>| luns.iter().any(|it| Arc::ptr_eq(it, lun));
+        let removed: Vec<_> = before.into_iter().filter(|lun| !stays(lun)).collect();
+        watched.removed.extend(removed);
+        watched.removed.retain(|lun| !lun.is_unused());
+    }
+
+    fn every(&mut self, name: &str, interval: Duration, look: fn(&Lun)) -> io::Result<()> {
+        let (stop, luns) = (self.stop.clone(), self.luns.clone());
         let thread = std::thread::Builder::new().name(name.to_owned());
         let thread = thread.spawn(move || {
             while !stop.wait(interval) {
-                luns.iter().for_each(|lun| look(lun));
+                let watched = lock(&luns);
+                let both = watched.luns.iter().chain(&watched.removed);
+                let both: Vec<_> = both.cloned().collect();
+                drop(watched);
+                both.iter().for_each(|lun| look(lun));
+                drop(both);
+                lock(&luns).removed.retain(|lun| !lun.is_unused());
             }
         })?;
         self.threads.push(thread);

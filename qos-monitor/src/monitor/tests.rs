@@ -141,7 +141,11 @@ impl Site {
         let port = Arc::new(Port::new("host1 uplink"));
         let hops: Vec<Arc<dyn Hop>> = vec![port.clone(), Arc::new(Nowhere)];
         let storage: Option<Arc<dyn Storage>> = Some(Arc::new(storage::Disks::default()));
-        let watched = Watched { hops, storage };
+        let watched = Watched {
+            hops,
+            storage,
+            applies: None,
+        };
         let monitor = Monitor::start(watched, Some(&folder.path().join("control"))).unwrap();
         Self {
             _monitor: monitor,

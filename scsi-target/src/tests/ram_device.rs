@@ -272,7 +272,7 @@ fn transfer_at(
         0 => usize::try_from(range.blocks * u64::from(unit.block_bytes())).unwrap(),
         bytes => bytes,
     };
-    let moved = nexus.transfer(lun, cdb, data_bytes, |transfer| match transfer {
+    let moved = nexus.transfer(&unit, (lun, cdb), data_bytes, |transfer| match transfer {
         Transfer::Read { lba, bytes } => {
             data_in.resize(bytes, 0);
             unit.device().read(lba, &mut data_in).is_ok()

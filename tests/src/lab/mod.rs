@@ -5,6 +5,8 @@ mod namespace;
 mod process;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -61,17 +63,8 @@ impl Lab {
         let folder = tempfile::Builder::new()
             .prefix("orimono-")
             .tempdir_in("/tmp")?;
-        let text = text.replace("@DIR@", &folder.path().display().to_string());
-        let config: LabConfig = text.parse()?;
         let file = folder.path().join("lab.toml");
-        fs::write(&file, text)?;
-        for lun in &config.luns {
-            if let MediumConfig::File { path, .. } = &lun.medium
-                && !path.exists()
-            {
-                fs::File::create(path)?.set_len(LUN_BYTES)?;
-            }
-        }
+        let config = write_lab_file(folder.path(), &file, text)?;
         let agents = config.hosts.iter().map(|_| None).collect();
         let switches = config.edge_switches.iter().map(|_| None).collect();
         let accelerator = AcceleratorChoice::Auto;
@@ -116,6 +109,36 @@ impl Lab {
     /// Chooses what guests run on; `Auto` unless set.
     pub fn set_accelerator(&mut self, choice: AcceleratorChoice) {
         self.accelerator = choice;
+    }
+
+    /// Has the lab file say `text`, as for [`Self::start`]. Nobody is told.
+    ///
+    /// # Errors
+    /// It is no lab file.
+    pub fn rewrite(&mut self, text: &str) -> Result<()> {
+        self.config = write_lab_file(self.folder.path(), &self.file, text)?;
+        Ok(())
+    }
+
+    /// Has the director or a host agent, which is called `name`, apply the lab file again; returns what
+    /// it says of each object.
+    ///
+    /// # Errors
+    /// It refuses, or a change is not in force.
+    pub fn apply(&self, name: &str) -> Result<Vec<serde_json::Value>> {
+        let mut socket = UnixStream::connect(self.control(name))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.write_all(b"{\"command\":\"apply\"}\n")?;
+        let mut answer = String::new();
+        BufReader::new(socket).read_line(&mut answer)?;
+        let answer: serde_json::Value = serde_json::from_str(&answer)?;
+        let objects = answer.pointer("/ok/objects").and_then(|it| it.as_array());
+        let objects = objects.with_context(|| format!("{name} refuses: {answer}"))?;
+        for object in objects {
+            let done = object.get("outcome").is_some_and(|it| it == "done");
+            anyhow::ensure!(done, "{name}: {object}");
+        }
+        Ok(objects.clone())
     }
 
     /// Starts the director, unless every host embeds one.
@@ -316,6 +339,21 @@ impl Lab {
     pub fn serve(&self, name: &str, arguments: &[&str]) -> Result<Process> {
         Process::start(name, &self.namespace, Command::new(name).args(arguments))
     }
+}
+
+/// Writes a lab file and makes the files of its LUNs.
+fn write_lab_file(folder: &Path, file: &Path, text: &str) -> Result<LabConfig> {
+    let text = text.replace("@DIR@", &folder.display().to_string());
+    let config: LabConfig = text.parse()?;
+    fs::write(file, text)?;
+    for lun in &config.luns {
+        if let MediumConfig::File { path, .. } = &lun.medium
+            && !path.exists()
+        {
+            fs::File::create(path)?.set_len(LUN_BYTES)?;
+        }
+    }
+    Ok(config)
 }
 
 /// Runs a command in a guest and expects success.

@@ -16,7 +16,7 @@ mod view;
 
 pub(super) use capture::Tap;
 pub(super) use statistics::{Highest, InFlight, NexusStatistics};
-pub(crate) use view::SanView;
+pub(crate) use view::{SanObjects, SanView};
 
 use std::sync::Arc;
 use std::time::Instant;

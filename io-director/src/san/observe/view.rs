@@ -11,14 +11,26 @@ use super::NexusStatistics;
 use super::statistics::total;
 use crate::san::vhba::{Lun, VhbaShared};
 
-/// All logical units and vHBAs of a director.
-#[derive(Debug)]
-pub(crate) struct SanView {
+/// The logical units and vHBAs that a director has now.
+#[derive(Debug, Default)]
+pub(crate) struct SanObjects {
     luns: BTreeMap<String, Arc<Lun>>,
     vhbas: BTreeMap<String, Arc<VhbaShared>>,
 }
 
+/// What a director has at any time.
+pub(crate) struct SanView {
+    present: Box<dyn Fn() -> SanObjects + Send + Sync>,
+}
+
 impl SanView {
+    pub(crate) fn new(present: impl Fn() -> SanObjects + Send + Sync + 'static) -> Self {
+        let present = Box::new(present);
+        Self { present }
+    }
+}
+
+impl SanObjects {
     pub(crate) fn new<'a>(
         luns: BTreeMap<String, Arc<Lun>>,
         vhbas: impl Iterator<Item = &'a crate::san::Vhba>,
@@ -41,12 +53,12 @@ impl SanView {
 
     fn lun_state(&self, name: &str, lun: &Arc<Lun>) -> LunState {
         let mut seen_by = BTreeMap::new();
-        let mut statistics: Vec<&NexusStatistics> = Vec::new();
+        let mut statistics: Vec<Arc<NexusStatistics>> = Vec::new();
         for (vhba, shared) in &self.vhbas {
-            for (number, mapped) in &shared.luns {
+            for (number, mapped) in &*shared.luns() {
                 if Arc::ptr_eq(&mapped.lun, lun) {
                     seen_by.insert(vhba.clone(), *number);
-                    statistics.push(mapped.nexus.statistics());
+                    statistics.push(mapped.nexus.statistics().clone());
                 }
             }
         }
@@ -58,14 +70,14 @@ impl SanView {
             commands: CommandCounts {
                 in_flight: lun.in_flight.now(),
                 in_flight_max: lun.in_flight.highest(),
-                ..total(statistics.into_iter())
+                ..total(statistics.iter().map(|it| &**it))
             },
         }
     }
 
     fn vhba_state(&self, name: &str, vhba: &VhbaShared) -> VhbaState {
-        let luns = vhba.luns.values();
-        let states = luns.map(|mapped| mapped.lun.state());
+        let map = vhba.luns();
+        let states = map.values().map(|mapped| mapped.lun.state());
         let worst = states.reduce(|one, other| match (one, other) {
             (StorageState::Ready | StorageState::ReadOnly, StorageState::Ready)
             | (StorageState::Ready, StorageState::ReadOnly) => StorageState::Ready,
@@ -77,10 +89,11 @@ impl SanView {
         } else {
             worst.unwrap_or(StorageState::Ready)
         };
-        let luns = vhba.luns.iter();
-        let luns = luns.map(|(number, mapped)| (*number, self.lun_name(&mapped.lun)));
-        let statistics = vhba.all_nexuses().map(|nexus| &**nexus.statistics());
-        let statistics: Vec<_> = statistics.collect();
+        let luns = map
+            .iter()
+            .map(|(number, mapped)| (*number, self.lun_name(&mapped.lun)));
+        let nexuses = vhba.all_nexuses();
+        let statistics = nexuses.iter().map(|nexus| &**nexus.statistics());
         VhbaState {
             name: name.to_owned(),
             wwpn: vhba.tap.wwpn().to_string(),
@@ -89,7 +102,7 @@ impl SanView {
             commands: CommandCounts {
                 in_flight: session.map_or(0, |session| session.open_commands()),
                 in_flight_max: vhba.in_flight_max.get(),
-                ..total(statistics.into_iter())
+                ..total(statistics)
             },
         }
     }
@@ -97,26 +110,31 @@ impl SanView {
 
 impl Storage for SanView {
     fn luns(&self) -> Vec<LunState> {
-        let luns = self.luns.iter();
-        luns.map(|(name, lun)| self.lun_state(name, lun)).collect()
+        let present = (self.present)();
+        let luns = present.luns.iter();
+        luns.map(|(name, lun)| present.lun_state(name, lun))
+            .collect()
     }
 
     fn vhbas(&self) -> Vec<VhbaState> {
-        let vhbas = self.vhbas.iter();
+        let present = (self.present)();
+        let vhbas = present.vhbas.iter();
         vhbas
-            .map(|(name, vhba)| self.vhba_state(name, vhba))
+            .map(|(name, vhba)| present.vhba_state(name, vhba))
             .collect()
     }
 
     fn start_capture(&self, wanted: &CaptureWanted) -> Result<Box<dyn Capture>, String> {
-        let vhba = self.vhbas.get(&wanted.vhba).ok_or_else(|| {
-            let known: Vec<_> = self.vhbas.keys().collect();
+        let present = (self.present)();
+        let vhba = present.vhbas.get(&wanted.vhba).ok_or_else(|| {
+            let known: Vec<_> = present.vhbas.keys().collect();
             format!("no vhba is named {:?}: there are {known:?}", wanted.vhba)
         })?;
         if let Some(lun) = wanted.lun
-            && !vhba.luns.contains_key(&lun)
+            && !vhba.luns().contains_key(&lun)
         {
-            let known: Vec<_> = vhba.luns.keys().collect();
+            let map = vhba.luns();
+            let known: Vec<_> = map.keys().collect();
             return Err(format!(
                 "{} has no LUN {lun}: there are {known:?}",
                 wanted.vhba

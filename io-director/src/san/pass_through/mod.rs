@@ -273,7 +273,7 @@ impl PassThrough {
         let opcode = task.cdb.first().copied().unwrap_or_default();
         if opcode == REPORT_LUNS {
             let mut data_in = Vec::new();
-            let completion = super::nexus::execute(it_nexus, &task, &mut data_in);
+            let completion = nexus.execute(&task, &mut data_in);
             let (status, sense) = (completion.status.code(), completion.sense_bytes());
             nexus.conclude(&task, || {
                 task.session.complete(&task, status, &sense, &data_in);

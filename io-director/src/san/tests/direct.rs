@@ -77,7 +77,7 @@ fn lab(change: impl FnOnce(&mut LabConfig)) -> Lab {
 }
 
 fn direct(lab: &Lab, device: DeviceId) -> Arc<dyn DirectSession> {
-    let target = lab.director.direct_target(device).unwrap();
+    let target = lab.director.direct_target(device);
     target.session(lab.lanes[&device].epoch()).unwrap()
 }
 
@@ -165,10 +165,15 @@ fn whatever_is_not_plain_goes_by_the_lanes() {
     let sharing = direct(&lab, SHARING);
     assert_eq!(execute(&*sharing, (0, READ, 0), 1, &memory), None);
     // A session that is not the one that has the vHBA.
-    let target = lab.director.direct_target(MIXED).unwrap();
+    let target = lab.director.direct_target(MIXED);
     let epoch = lab.lanes[&MIXED].epoch();
     assert!(target.session(epoch.wrapping_add(1)).is_none());
-    assert!(lab.director.direct_target(DeviceId(99)).is_none());
+    assert!(
+        lab.director
+            .direct_target(DeviceId(99))
+            .session(epoch)
+            .is_none()
+    );
     assert_eq!(execute(&*session, (0, READ, 0), 1, &memory), DONE);
 }
 

@@ -41,7 +41,7 @@ fn lab(timeout: Duration) -> (Lab, Faulty) {
     (lab, Faulty(faults.unwrap()))
 }
 
-fn patient() -> (Lab, Faulty) {
+pub(super) fn patient() -> (Lab, Faulty) {
     lab(Duration::from_secs(3600))
 }
 

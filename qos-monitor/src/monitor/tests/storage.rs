@@ -85,6 +85,7 @@ fn logical_units_are_told_and_a_capture_lives_as_long_as_its_client() {
     let watched = Watched {
         hops: Vec::new(),
         storage: Some(disks),
+        applies: None,
     };
     let _monitor = Monitor::start(watched, Some(&path)).unwrap();
     let connect = || Client::connect(&path).unwrap();

@@ -1,0 +1,198 @@
+//! Another lab file for a running host agent.
+//!
+//! Like the director's (`io-director/src/director/apply.rs`): everything is checked before anything
+//! changes, what ends does so before anything begins, and rates fall before they rise. A director in
+//! this process takes the file in between.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use anyhow::Result;
+use fabric_config::{
+    ApplyRefused, Change, ChangeKind, Difference, HostConfig, LabConfig, Object, ObjectId, Outcome,
+    Report, Side, VmConfig, require_admitted_anew,
+};
+use fabric_transport::DeviceId;
+use fabric_transport::endpoint::VmGrant;
+use fabric_transport::uplink::UplinkDevice;
+use io_director::Director;
+use lab_program::Live;
+use qos::{AdmissionError, BitRate, DeviceRate, VmRate};
+use qos_monitor::Watched;
+use vhost_user_session::SessionHandle;
+
+use super::{Device, HostAgent, Served, names, vhba_device, vnic_device};
+
+/// A device that is to be served.
+struct New {
+    id: ObjectId,
+    device: Device,
+}
+
+impl HostAgent {
+    /// Makes `after` the lab file in force, at a director in this process too. Whoever it says the
+    /// same of notices nothing.
+    ///
+    /// # Errors
+    /// [`ApplyRefused`]; nothing has changed.
+    pub fn apply(&self, after: LabConfig) -> Result<Report, ApplyRefused> {
+        let mut before = self.lab.lock().unwrap_or_else(PoisonError::into_inner);
+        let difference = Difference::between(&before, &after);
+        let side = Side::Host(&self.name);
+        let refusals = difference.cannot_change(side);
+        if !refusals.is_empty() {
+            return Err(ApplyRefused::CannotChange(refusals));
+        }
+        require_admitted_anew(&before, &after)?;
+        let (Some(was), Some(host)) = (before.host(&self.name), after.host(&self.name)) else {
+            // Said above: a host of its own that goes is refused.
+            return Ok(Report::default());
+        };
+        let new = new_devices(&after, host, &difference)?;
+        let director = self.director.as_ref();
+        let director = director.map(|director: &Director| director.prepare(after.clone()));
+        let director = director.transpose()?;
+        let mut failures = BTreeMap::new();
+        self.end_devices(was, &difference);
+        let mut report = director.map_or_else(Report::default, |director| director.commit());
+        self.set_rates(&difference, &mut failures);
+        for New { id, device } in new {
+            if let Err(error) = self.begin(host, device) {
+                failures.insert(id, format!("{error:#}"));
+            }
+        }
+        self.link.set_devices(names(host));
+        for (id, change) in difference.changes().filter(|(_, it)| it.concerns(side)) {
+            let failed = failures.remove(id);
+            let own = change.report(failed.map_or(Outcome::Done, Outcome::Failed));
+            // The director has told of the others.
+            match report.objects.iter_mut().find(|it| it.object == own.object) {
+                Some(known) if known.outcome == Outcome::Done => *known = own,
+                Some(_) => {}
+                None => report.objects.push(own),
+            }
+        }
+        *before = after;
+        Ok(report)
+    }
+
+    fn end_devices(&self, host: &HostConfig, difference: &Difference) {
+        let devices = host.vnics().map(|vnic| vnic.id);
+        let devices = devices.chain(host.vhbas().map(|vhba| vhba.id));
+        let ended: Vec<_> = devices.filter(|id| difference.ends(*id)).collect();
+        let mut served = self.served();
+        let sessions = ended.iter().filter_map(|id| served.remove(id));
+        let sessions: Vec<_> = sessions.map(|served| served.session).collect();
+        drop(served);
+        // Guests lose their back ends first, so that nothing they still send is taken for lost.
+        std::thread::scope(|scope| {
+            for session in &sessions {
+                scope.spawn(|| session.stop());
+            }
+        });
+        for id in ended {
+            self.uplink.remove(id);
+        }
+    }
+
+    fn begin(&self, host: &HostConfig, device: Device) -> Result<()> {
+        let (session, fabric): (SessionHandle, UplinkDevice) =
+            device.serve(host, self.director.as_ref(), self.allow_unsealed_memory)?;
+        self.served().insert(fabric.id, Served { session });
+        self.uplink.add(fabric);
+        Ok(())
+    }
+
+    fn set_rates(&self, difference: &Difference, failures: &mut BTreeMap<ObjectId, String>) {
+        let mut devices: Vec<(&ObjectId, DeviceId, DeviceRate, DeviceRate)> = Vec::new();
+        let mut vms: Vec<(&ObjectId, &VmConfig, VmRate)> = Vec::new();
+        for (id, change) in difference.changes() {
+            let Change::Changed { before, after } = change else {
+                continue;
+            };
+            if !change.concerns(Side::Host(&self.name)) || change.kind() == ChangeKind::Replaced {
+                continue;
+            }
+            match (&**before, &**after) {
+                (Object::Vnic(_, before), Object::Vnic(_, after)) => {
+                    devices.push((id, after.id, before.ingress, after.ingress));
+                }
+                (Object::Vhba(_, before), Object::Vhba(_, after)) => {
+                    devices.push((id, after.id, before.ingress, after.ingress));
+                }
+                (Object::Vm(_, before), Object::Vm(_, after)) => {
+                    vms.push((id, after, before.ingress));
+                }
+                _ => {}
+            }
+        }
+        let mut note = |id: &ObjectId, done: Result<(), AdmissionError>| {
+            if let Err(error) = done {
+                failures.entry(id.clone()).or_insert(error.with_source());
+            }
+        };
+        let falls = |before: BitRate, after: BitRate| after <= before;
+        for (id, device, before, after) in &devices {
+            if falls(before.cir, after.cir) {
+                note(id, self.uplink.set_rate(*device, *after));
+            }
+        }
+        let (down, up): (Vec<_>, Vec<_>) = vms
+            .into_iter()
+            .partition(|(_, vm, before)| falls(before.cir, vm.ingress.cir));
+        for (id, vm, _) in down.into_iter().chain(up) {
+            note(id, self.uplink.set_vm_rate(&vm.name, vm.ingress));
+        }
+        for (id, device, before, after) in &devices {
+            if !falls(before.cir, after.cir) {
+                note(id, self.uplink.set_rate(*device, *after));
+            }
+        }
+    }
+}
+
+impl Live for HostAgent {
+    fn apply(&self, lab: LabConfig) -> Result<Report, ApplyRefused> {
+        Self::apply(self, lab)
+    }
+
+    fn watched(&self) -> Watched {
+        Self::watched(self)
+    }
+}
+
+/// The devices of `host` that begin, made but not served yet.
+fn new_devices(
+    lab: &LabConfig,
+    host: &HostConfig,
+    difference: &Difference,
+) -> Result<Vec<New>, ApplyRefused> {
+    let mut new = Vec::new();
+    let mut add = |id: ObjectId, object: String, device: Result<Device>| match device {
+        Ok(device) => {
+            new.push(New { id, device });
+            Ok(())
+        }
+        Err(error) => Err(ApplyRefused::Unavailable {
+            object,
+            reason: format!("{error:#}"),
+        }),
+    };
+    for vm in &host.vms {
+        let grant = VmGrant {
+            name: vm.name.clone(),
+            rate: vm.ingress,
+        };
+        for vnic in vm.vnics.iter().filter(|it| difference.begins(it.id)) {
+            let object = format!("vnic {}", vnic.name);
+            let device = vnic_device(lab, vnic, &grant);
+            add(ObjectId::Vnic(vnic.id), object, device)?;
+        }
+        for vhba in vm.vhbas.iter().filter(|it| difference.begins(it.id)) {
+            let object = format!("vhba {}", vhba.name);
+            let device = vhba_device(host, vhba, &grant);
+            add(ObjectId::Vhba(vhba.id), object, device)?;
+        }
+    }
+    Ok(new)
+}
