@@ -66,7 +66,7 @@ struct Shared {
     session: SessionConfig,
     admission: Arc<dyn Admission>,
     directory: Arc<dyn Directory>,
-    /// By name: no more than the admission knows.
+    /// By name: no more than the admission has ever known.
     hosts: Mutex<HashMap<String, HostSession>>,
     listeners: Mutex<Vec<Listener>>,
     arrived: Mutex<Vec<Link>>,
@@ -149,8 +149,11 @@ impl Acceptor {
 
     /// Ends the session of a host that is no longer known, with its devices.
     pub fn let_go(&self, host: &str) {
-        let known = lock(&self.shared.hosts).remove(host);
-        if let Some(endpoint) = known.and_then(|known| known.endpoint) {
+        // Its epoch stays known: should it come again, its next session is a later one.
+        let mut hosts = lock(&self.shared.hosts);
+        let endpoint = hosts.get_mut(host).and_then(|known| known.endpoint.take());
+        drop(hosts);
+        if let Some(endpoint) = endpoint {
             endpoint.close("the host is no longer in the lab file");
         }
     }

@@ -3,7 +3,6 @@
 //!
 //! `ORIMONO_SEED` chooses the random changes; the seed is printed when the test fails.
 #![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
-#![expect(clippy::print_stdout, reason = "figures for the reader of the run")]
 #![expect(
     clippy::indexing_slicing,
     reason = "a failed expectation is a failed test"
@@ -346,9 +345,10 @@ fn random_lab_files_disturb_nobody_whom_they_do_not_name() {
     for progress in &progress {
         assert!(*progress.count.lock().unwrap() >= 3 * APPLIES as u64);
     }
-    // Nobody's session has ended meanwhile.
+    // The session has not ended meanwhile. That of the other host may, which comes and goes.
     let director = lab.director.as_ref().unwrap();
-    assert_eq!(director.count_lines("session became active"), 1);
+    let closed = "session closed peer=\"host1\"";
+    assert_eq!(director.count_lines(closed), 0);
 }
 
 #[test]
