@@ -559,12 +559,13 @@ impl Vhba {
             mapped.nexus.set_share(share);
         }
         shared.no_lun.set_share(share);
-        let mut map = shared.luns.write().unwrap_or_else(PoisonError::into_inner);
-        *map = Arc::new(after);
-        drop(map);
+        // Before they leave the map: a session that ends now finds them in one of both.
         let mut retired = shared.lock_retired();
         retired.extend(gone.iter().map(|(_, mapped)| mapped.clone()));
         drop(retired);
+        let mut map = shared.luns.write().unwrap_or_else(PoisonError::into_inner);
+        *map = Arc::new(after);
+        drop(map);
         for (_, mapped) in &gone {
             mapped.nexus.retire();
             claims.iter().for_each(|_| mapped.lun.give_up());
