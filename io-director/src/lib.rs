@@ -8,7 +8,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`director`] | who may attach what, and the order of start and stop |
+//! | [`director`] | who may attach what, the order of start and stop, and another lab file meanwhile |
 //! | [`ethernet`] | ports, the switch behind each, TAP interfaces |
 //! | [`san`] | vHBAs, threads for each of their LUNs, what LUNs keep their blocks on |
 //! | [`counters`] | what was done and what was dropped, by device and reason |

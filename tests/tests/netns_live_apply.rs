@@ -11,13 +11,14 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use nix::sys::signal::Signal;
 use orimono_tests::devices::net::{NetGuest, frame};
 use orimono_tests::devices::scsi::{Request, ScsiGuest, transfer};
-use orimono_tests::lab::{Lab, PATIENCE};
+use orimono_tests::lab::{Lab, PATIENCE, program};
 
 const APPLIES: usize = 100;
 /// Frames of a pair of vNICs that are underway.
@@ -424,5 +425,58 @@ fn a_file_that_cannot_be_applied_is_refused_as_a_whole() {
     assert!(text.contains("lab.toml: line 1"), "{text}");
     lab.rewrite(BASE).unwrap();
     assert!(lab.apply("director").unwrap().is_empty());
+    drop(scsi_guest(&lab, "vh01.still"));
+}
+
+#[test]
+fn the_operators_command_says_what_became_of_each_object() {
+    let mut lab = Lab::start(BASE).unwrap();
+    let ask = |lab: &Lab| {
+        let mut command = Command::new(program("orimono-qos").unwrap());
+        command.arg("--socket").arg(lab.control("director"));
+        command.args(["apply", "--json"]).output().unwrap()
+    };
+    let text = BASE.replacen("cir = \"100M\"", "cir = \"200M\"", 1);
+    lab.rewrite(&text.replacen("lun = 0,", "lun = 3,", 1))
+        .unwrap();
+    let output = ask(&lab);
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let expected = serde_json::json!({ "objects": [
+        { "object": "vnic vn02.still", "change": "changed", "fields": ["ingress"], "outcome": "done" },
+        { "object": "vhba vh01.still", "change": "changed", "fields": ["luns"], "outcome": "done" },
+    ] });
+    assert_eq!(report, expected);
+    lab.rewrite(&text.replacen("rate = \"8G\"", "rate = \"4G\"", 1))
+        .unwrap();
+    let output = ask(&lab);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("san-port 12/1: rate cannot change while it runs; remove the port"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_host_agent_has_its_embedded_director_take_the_file_too() {
+    let base = BASE
+        .replace("listen = [\"tcp:127.0.0.1:7471\"]\n", "")
+        .replace("director = [\"tcp:127.0.0.1:7471\"]", "embedded = true");
+    let mut lab = Lab::start(&base).unwrap();
+    let more = format!(
+        "{base}[[host.vm]]\nname = \"new\"\n[[host.vm.vhba]]\nname = \"vh01\"\nid = 9\n\
+         port = \"12/1\"\nluns = [ {{ lun = 0, name = \"ram\" }} ]\n\
+         [[lun]]\nname = \"ram\"\nport = \"12/1\"\nram = \"1M\"\n"
+    );
+    lab.rewrite(&more).unwrap();
+    let objects = lab.apply("host1").unwrap();
+    let names: Vec<_> = objects.iter().map(|it| it["object"].as_str()).collect();
+    let expected = ["lun ram", "vm new", "vhba vh01.new"].map(Some);
+    assert_eq!(names, expected);
+    drop(scsi_guest(&lab, "vh01.new"));
+    lab.rewrite(&base).unwrap();
+    assert_eq!(lab.apply("host1").unwrap().len(), 3);
+    assert_eq!(sockets(&lab), wanted(&lab));
     drop(scsi_guest(&lab, "vh01.still"));
 }

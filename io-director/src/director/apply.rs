@@ -150,12 +150,6 @@ impl Prepared<'_> {
         Ok(())
     }
 
-    /// What differs.
-    #[must_use]
-    pub fn difference(&self) -> &Difference {
-        &self.difference
-    }
-
     /// Does it. What fails all the same is in the report, and the rest is done.
     #[must_use]
     pub fn commit(mut self) -> Report {

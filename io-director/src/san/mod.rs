@@ -19,6 +19,9 @@
 //! ([`SanPort`]): they stand in the task set of their nexus as any other that has not begun, so
 //! task management finds them, and are executed in their order once they are granted. Nothing more
 //! can wait than without it.
+//!
+//! A LUN map is replaced as a whole while commands run ([`Vhba::set_luns`]). What was at a LUN that is
+//! gone ends by itself in its nexus, which nobody finds any more.
 
 mod backend;
 mod command_queue;

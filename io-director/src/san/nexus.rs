@@ -403,8 +403,9 @@ impl Nexus {
         }
     }
 
-    /// Adds a task, unless this nexus has its share already or is retired. It begins with [`Self::go_on`]: a thread woken for each task of a batch would take the
-    /// processor from whoever brings the next.
+    /// Adds a task, unless this nexus has its share already or is retired. It begins with
+    /// [`Self::go_on`]: a thread woken for each task of a batch would take the processor from whoever
+    /// brings the next.
     ///
     /// `added` is called once it is in, before anybody can find it.
     pub(super) fn push(&self, task: SessionTask, added: impl FnOnce()) -> Result<(), NotTaken> {
