@@ -30,7 +30,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         return EdgeSwitch::check(&start.lab, &name).context("edge switch cannot start");
     }
     let switch = EdgeSwitch::start(&start.lab, &name).context("edge switch cannot start")?;
-    start.serve("edge switch", switch.hops())
+    start.serve("edge switch", &switch)
 }
 
 /// The name of the switch to be: the one asked for, or the only one.

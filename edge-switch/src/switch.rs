@@ -5,11 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use fabric_config::{Direction, EdgeSwitchConfig, LabConfig};
+use fabric_config::{
+    ApplyRefused, ChangeKind, Difference, Direction, EdgeSwitchConfig, LabConfig, ObjectReport,
+    Outcome, Report, Side, require_admitted_anew,
+};
+use fabric_transport::endpoint::now;
 use fabric_transport::link::{Link, LinkAddress, LinkOptions, Listener, TlsError};
+use lab_program::Live;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use qos::AdmissionError;
-use qos_monitor::Hop;
+use qos::{AdmissionError, VmRate};
+use qos_monitor::{Hop, Watched};
 
 use crate::event_loop::EventLoop;
 use crate::hop::RelayHop;
@@ -90,6 +95,8 @@ pub struct EdgeSwitch {
     shared: Arc<Shared>,
     addresses: Vec<LinkAddress>,
     thread: Option<JoinHandle<()>>,
+    /// The lab file in force; locked while another is applied.
+    lab: Mutex<LabConfig>,
 }
 
 impl EdgeSwitch {
@@ -144,7 +151,70 @@ impl EdgeSwitch {
             shared,
             addresses,
             thread: Some(thread),
+            lab: Mutex::new(config.clone()),
         })
+    }
+
+    /// Makes `after` the lab file in force: the shares of the hosts change, and their links go on.
+    ///
+    /// # Errors
+    /// [`ApplyRefused`]; nothing has changed.
+    pub fn apply(&self, after: LabConfig) -> Result<Report, ApplyRefused> {
+        let mut before = lock(&self.lab);
+        let difference = Difference::between(&before, &after);
+        let name = &self.shared.config.name;
+        let refusals = difference.cannot_change(Side::EdgeSwitch(name));
+        if !refusals.is_empty() {
+            return Err(ApplyRefused::CannotChange(refusals));
+        }
+        require_admitted_anew(&before, &after)?;
+        let mut report = Report::default();
+        let mut rising = Vec::new();
+        for host in &self.shared.config.hosts {
+            let (Some(was), Some(is)) = (before.host(host), after.host(host)) else {
+                // A switch names no host that is not in the file.
+                continue;
+            };
+            for (way, direction) in [(UP, Direction::Ingress), (DOWN, Direction::Egress)] {
+                let (was, is) = (was.share(direction), is.share(direction));
+                if is.cir > was.cir {
+                    rising.push((host, way, direction, is));
+                } else if is != was {
+                    report
+                        .objects
+                        .push(self.set_share(host, way, direction, is));
+                }
+            }
+        }
+        // When what others give up is free.
+        let rising = rising.into_iter();
+        let risen =
+            rising.map(|(host, way, direction, is)| self.set_share(host, way, direction, is));
+        report.objects.extend(risen);
+        *before = after;
+        Ok(report)
+    }
+
+    fn set_share(
+        &self,
+        host: &str,
+        way: usize,
+        direction: Direction,
+        share: VmRate,
+    ) -> ObjectReport {
+        let relay = self.shared.relays.get(way);
+        let set = relay.map_or(Ok(()), |relay| lock(relay).set_share(now(), host, share));
+        // The timer stands at what the old shares allowed.
+        self.shared.ring();
+        ObjectReport {
+            object: format!("host {host}"),
+            change: ChangeKind::Changed,
+            fields: vec![direction.to_string()],
+            outcome: set.map_or_else(
+                |error| Outcome::Failed(error.with_source()),
+                |()| Outcome::Done,
+            ),
+        }
     }
 
     /// Does what [`Self::start`] does, and stops again.
@@ -173,6 +243,16 @@ impl EdgeSwitch {
         [UP, DOWN]
             .map(|way| Arc::new(RelayHop::new(&self.shared, way)) as Arc<dyn Hop>)
             .into()
+    }
+}
+
+impl Live for EdgeSwitch {
+    fn apply(&self, lab: LabConfig) -> Result<Report, ApplyRefused> {
+        Self::apply(self, lab)
+    }
+
+    fn watched(&self) -> Watched {
+        self.hops().into()
     }
 }
 

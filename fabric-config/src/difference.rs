@@ -130,6 +130,8 @@ pub enum Side<'a> {
     Director,
     /// The agent of this host.
     Host(&'a str),
+    /// This edge switch.
+    EdgeSwitch(&'a str),
 }
 
 /// Words that a running process cannot take.
@@ -172,7 +174,7 @@ fn listed(refusals: &[CannotChange]) -> String {
 /// a part of.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// By object, in the order in which it was done.
+    /// By object.
     pub objects: Vec<ObjectReport>,
 }
 
@@ -229,6 +231,7 @@ pub enum Outcome {
 enum Keeper {
     Director,
     Host,
+    EdgeSwitch,
     Both,
 }
 
@@ -252,6 +255,7 @@ const RAISE: &str = "raise its generation, which removes it and adds it again";
 const RESTART_DIRECTOR: &str = "undo it, or restart the director with this file";
 const RESTART_HOST: &str = "undo it, or restart the host agent with this file";
 const RESTART_BOTH: &str = "undo it, or restart the director and the host agents with this file";
+const RESTART_SWITCH: &str = "undo it, or restart the edge switch with this file";
 const ANOTHER_LUN: &str = "add a LUN of another name, map that one, and remove this one";
 const EMPTY_PORT: &str =
     "remove the port with its devices, apply, and add them again; or restart the director";
@@ -502,12 +506,13 @@ fn edge_switch(compared: &mut Compared, before: &EdgeSwitchConfig, after: &EdgeS
         hosts,
         ports,
     } = before;
-    // The switch is a process of its own: it says itself what it cannot change.
-    compared.word("listen", (listen, &after.listen), Rule::Live);
-    compared.word("director", (director, &after.director), Rule::Live);
-    compared.word("rate", (budget, &after.budget), Rule::Live);
-    compared.word("hosts", (hosts, &after.hosts), Rule::Live);
-    compared.word("ports", (ports, &after.ports), Rule::Live);
+    // The director takes its hosts.
+    let fixed = Rule::Fixed(Keeper::EdgeSwitch, RESTART_SWITCH);
+    compared.word("listen", (listen, &after.listen), fixed);
+    compared.word("director", (director, &after.director), fixed);
+    compared.word("rate", (budget, &after.budget), fixed);
+    compared.word("hosts", (hosts, &after.hosts), fixed);
+    compared.word("ports", (ports, &after.ports), fixed);
 }
 
 fn host(compared: &mut Compared, before: &HostConfig, after: &HostConfig) {
@@ -553,6 +558,11 @@ impl Object {
     fn concerns(&self, side: Side<'_>) -> bool {
         match side {
             Side::Director => true,
+            Side::EdgeSwitch(name) => match self {
+                Self::Settings(_) => true,
+                Self::EdgeSwitch(switch) => switch.name == name,
+                _ => false,
+            },
             Side::Host(name) => match self {
                 Self::Settings(_) | Self::EthernetPort(_) => true,
                 Self::SanPort(_) | Self::Lun(_) | Self::EdgeSwitch(_) => false,
@@ -685,12 +695,6 @@ impl Difference {
         self.changes.iter()
     }
 
-    /// What happened to an object; `None`: nothing.
-    #[must_use]
-    pub fn change(&self, id: &ObjectId) -> Option<&Change> {
-        self.changes.get(id)
-    }
-
     /// Whether the life of a device that is there before ends: it is removed, or replaced.
     #[must_use]
     pub fn ends(&self, device: DeviceId) -> bool {
@@ -732,8 +736,11 @@ impl Difference {
                     Rule::Again => RAISE,
                     Rule::Fixed(keeper, next_step) => {
                         let kept = match side {
-                            Side::Director => keeper != Keeper::Host,
-                            Side::Host(_) => keeper != Keeper::Director,
+                            Side::Director => matches!(keeper, Keeper::Both | Keeper::Director),
+                            Side::Host(_) => matches!(keeper, Keeper::Both | Keeper::Host),
+                            Side::EdgeSwitch(_) => {
+                                matches!(keeper, Keeper::Both | Keeper::EdgeSwitch)
+                            }
                         };
                         if !kept {
                             continue;
@@ -747,13 +754,16 @@ impl Difference {
                     next_step,
                 });
             }
-            if let (Side::Host(name), ObjectId::Host(host), Change::Removed(_)) = (side, id, change)
-                && name == host
-            {
+            let own = match (side, id) {
+                (Side::Host(name), ObjectId::Host(host)) => name == host,
+                (Side::EdgeSwitch(name), ObjectId::EdgeSwitch(switch)) => name == switch,
+                _ => false,
+            };
+            if own && change.kind() == ChangeKind::Removed {
                 refusals.push(CannotChange {
                     object,
                     field: "name",
-                    next_step: "stop the host agent of a host that is to go",
+                    next_step: "stop the process that serves it",
                 });
             }
         }

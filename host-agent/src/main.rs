@@ -64,7 +64,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     let agent = HostAgent::start(&start.lab, &host, arguments.allow_unsealed_memory)?;
-    start.serve_live("host agent", &agent)
+    start.serve("host agent", &agent)
 }
 
 fn print_qemu_args(lab: &LabConfig, vm: &str, arguments: &Arguments) -> Result<()> {

@@ -26,7 +26,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     let mut director = Director::start(&start.lab).context("director cannot start")?;
     director.listen().context("director cannot start")?;
-    start.serve_live("director", &director)?;
+    start.serve("director", &director)?;
     for snapshot in director.snapshot() {
         let counts: Vec<_> = snapshot
             .counts

@@ -1,7 +1,7 @@
 //! What the programs `host-agent`, `io-director` and `edge-switch` have in common: they serve their
 //! part of a lab file until a signal ends them.
 //!
-//! SIGHUP has those that can ([`Live`]) read it again and take what differs.
+//! SIGHUP has them read it again and take what differs ([`Live`]).
 //!
 //! Exit codes: 0 stopped by SIGTERM or SIGINT, or checked; 1 failed; 2 wrong usage.
 #![forbid(unsafe_code)]
@@ -137,31 +137,12 @@ impl LabProgram {
 }
 
 impl Start {
-    /// Answers orimono-qos about `watched` until a signal comes. `program` stands in logs.
-    ///
-    /// # Errors
-    /// The control socket cannot be made.
-    pub fn serve(mut self, program: &str, watched: impl Into<Watched>) -> Result<()> {
-        let monitor = Monitor::start(watched, self.program.control.as_deref())
-            .with_context(|| format!("{program} cannot start"))?;
-        tracing::info!("{program} ready");
-        for signal in self.signals.forever() {
-            if signal != SIGHUP {
-                tracing::info!(signal, "{program} stops");
-                break;
-            }
-            tracing::warn!("{program} takes no lab file while it runs; restart it");
-        }
-        drop(monitor);
-        Ok(())
-    }
-
-    /// The same for something that takes another lab file: SIGHUP and orimono-qos have the file read
-    /// and applied again.
+    /// Answers orimono-qos about `live` until a signal comes; SIGHUP and orimono-qos have the lab file
+    /// read and applied again. `program` stands in logs.
     ///
     /// # Errors
     /// The control socket cannot be made, or the kernel has no threads left.
-    pub fn serve_live(mut self, program: &str, live: &dyn Live) -> Result<()> {
+    pub fn serve(mut self, program: &str, live: &dyn Live) -> Result<()> {
         let (jobs, wanted) = mpsc::sync_channel(APPLY_JOBS_MAX);
         let watched = Watched {
             applies: Some(jobs.clone()),

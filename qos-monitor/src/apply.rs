@@ -88,8 +88,7 @@ pub(crate) fn ask(
     answers: &Arc<Answers>,
 ) -> Result<(), String> {
     let jobs = jobs.ok_or_else(|| {
-        "this process takes no lab file while it runs: ask an I/O director or a host agent"
-            .to_owned()
+        "this process takes no lab file while it runs; restart it with the new one".to_owned()
     })?;
     let done = ApplyDone(Some((client, answers.clone())));
     match jobs.try_send(ApplyJob::Apply(done)) {

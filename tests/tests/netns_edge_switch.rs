@@ -136,6 +136,24 @@ fn frames_pass_the_switch_and_wait_for_it_when_it_was_killed() {
         assert!(devices.contains(link), "{devices}");
     }
 
+    // What a device reserves changes here too, and its frames go on.
+    let other = LAB.replace("100M", "150M").replace("200M", "50M");
+    lab.rewrite(&other).unwrap();
+    let objects = lab.apply("switch1").unwrap();
+    let objects: Vec<_> = objects
+        .iter()
+        .map(|it| (it["object"].clone(), it["fields"][0].clone()))
+        .collect();
+    let expected = [("host host2", "egress"), ("host host1", "ingress")];
+    assert_eq!(
+        objects,
+        expected.map(|(host, way)| (host.into(), way.into()))
+    );
+    let hops = orimono_qos(&lab, &["hops"]);
+    for promised in ["  150 Mb/s  2", "  50 Mb/s   2"] {
+        assert!(hops.contains(promised), "{hops}");
+    }
+
     lab.kill_switch(0).unwrap();
     for number in FRAMES..2 * FRAMES {
         first.send(0, &frame(SECOND, FIRST, number, 1000)).unwrap();

@@ -176,6 +176,40 @@ impl Relay {
         Ok(())
     }
 
+    /// Gives a host another share, in force at once; what waits stays in its order. A host that is not
+    /// known has none.
+    ///
+    /// # Errors
+    /// It does not fit; nothing has changed.
+    pub fn set_share(
+        &mut self,
+        now: MonotonicTime,
+        host: &str,
+        share: VmRate,
+    ) -> Result<(), AdmissionError> {
+        let Some(known) = self.hosts.get_mut(host) else {
+            return Ok(());
+        };
+        let mut ports = self.ports.values();
+        let reserving = ports.find(|port| port.reserves && port.open.host == host);
+        let reserving = reserving.map(|port| port.open.handle);
+        let rate = DeviceRate {
+            cir: share.cir,
+            ..DeviceRate::default()
+        };
+        // The port's reservation is a part of its host's: it falls first and rises last.
+        let falls = share.cir <= known.cir;
+        if let Some(port) = reserving.filter(|_| falls) {
+            self.scheduler.set_rate(now, port, rate)?;
+        }
+        self.scheduler.set_vm_rate(now, known.vm, share)?;
+        if let Some(port) = reserving.filter(|_| !falls) {
+            self.scheduler.set_rate(now, port, rate)?;
+        }
+        known.cir = share.cir;
+        Ok(())
+    }
+
     /// Closes a port and throws away what waits there.
     pub fn close(&mut self, port: usize) {
         if let Some(closed) = self.ports.remove(&port) {

@@ -214,3 +214,29 @@ proptest! {
         prop_assert_eq!(take(&mut relay, now), sent);
     }
 }
+
+/// Shares move between hosts whose links are open; what does not fit changes nothing.
+#[test]
+fn shares_change_while_links_are_open() {
+    let mut relay = relay(&[share("60M", 10), share("20M", 10)]);
+    let names: Vec<_> = relay.hosts.keys().cloned().collect();
+    let reserved = |relay: &Relay| {
+        let ports = relay.ports.values();
+        let rates = ports.map(|port| relay.scheduler.rate(port.open.handle).unwrap().cir);
+        let rates: Vec<_> = rates.collect();
+        (relay.scheduler.reserved(), rates)
+    };
+    let rate = |text: &str| text.parse::<BitRate>().unwrap();
+    let now = MonotonicTime::from_nanos(1);
+    let mut set = |host: usize, cir: &str| relay.set_share(now, &names[host], share(cir, 5));
+    set(0, "10M").unwrap();
+    set(1, "70M").unwrap();
+    set(0, "0").unwrap();
+    set(0, "20M").unwrap();
+    set(0, "900G").unwrap_err();
+    relay.set_share(now, "nobody", share("1M", 1)).unwrap();
+    assert_eq!(
+        reserved(&relay),
+        (rate("90M"), vec![rate("20M"), rate("70M")])
+    );
+}
