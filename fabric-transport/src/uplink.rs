@@ -359,9 +359,23 @@ impl Shared {
         }
     }
 
+    /// Attaches a device, unless it was taken away or replaced meanwhile: whoever does that lets go what
+    /// is attached by then, and this what came later.
     fn attach(&self, endpoint: &Endpoint, device: UplinkDevice) {
-        if let Err(error) = endpoint.attach(device.id, device.generation, device.grant) {
-            self.refuse(device.id, error.to_string());
+        let mut next = Some(device);
+        while let Some(device) = next.take() {
+            let (id, generation) = (device.id, device.generation);
+            if let Err(error) = endpoint.attach(id, generation, device.grant) {
+                return self.refuse(id, error.to_string());
+            }
+            let state = self.lock();
+            let mut present = state.devices.iter();
+            let present = present.find(|it| it.id == id).cloned();
+            drop(state);
+            if present.as_ref().map(|it| it.generation) != Some(generation) {
+                endpoint.detach(id);
+                next = present;
+            }
         }
     }
 
