@@ -786,11 +786,15 @@ impl Session {
         }
     }
 
-    /// Lets a device go: its lanes close at once.
+    /// Lets a device go: its lanes close at once. A director answers a request first, by
+    /// [`Self::accept`] or [`Self::refuse`]: until then there is nothing to let go.
     pub fn detach(&mut self, device: DeviceId) {
         let Some(lanes) = self.devices.get_mut(&device) else {
             return;
         };
+        if self.role == Role::Director && lanes.state == LaneState::Requested {
+            return;
+        }
         lanes.attach_again = None;
         if lanes.state != LaneState::Detaching {
             lanes.state = LaneState::Detaching;

@@ -491,6 +491,22 @@ fn refused_device_is_forgotten_and_named() {
     assert_eq!(host.may_send(DEVICE, [0; 4]), Err(SendBlocked::Down));
 }
 
+/// Two answers to one request broke the protocol: DETACH, then REFUSED of what the host had forgotten.
+#[test]
+fn device_that_is_let_go_before_its_request_is_answered_gets_one_answer() {
+    let (mut host, mut director) = pair(2, 0);
+    host.attach(DEVICE, 0, WINDOWS);
+    carry(at(0), &mut host, &mut director).unwrap();
+    director.detach(DEVICE);
+    director.refuse(DEVICE, "taken away".into());
+    carry(at(0), &mut director, &mut host).unwrap();
+    let refused = SessionEvent::Refused {
+        device: DEVICE,
+        reason: "taken away".into(),
+    };
+    assert_eq!(events(&mut host).last(), Some(&refused));
+}
+
 #[test]
 fn peer_that_does_not_read_cannot_make_us_queue_without_bound() {
     let (mut host, mut director) = active_pair();
