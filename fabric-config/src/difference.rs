@@ -331,6 +331,9 @@ impl Change {
                 compared.word("offloads", (&before.offloads, &after.offloads), both);
                 compared.word("mtu", (&before.mtu, &after.mtu), fixed);
                 compared.word("rate", (&before.budget, &after.budget), fixed);
+                let native = (&before.native_vlan, &after.native_vlan);
+                compared.word("native-vlan", native, fixed);
+                compared.word("limits", (&before.storm, &after.storm), fixed);
             }
             (Object::SanPort(before), Object::SanPort(after)) => {
                 let fixed = Rule::Fixed(Keeper::Director, EMPTY_PORT);
@@ -373,6 +376,7 @@ impl Change {
                 compared.word("mac", (&before.mac, &after.mac), Rule::Again);
                 compared.word("mtu", (&before.mtu, &after.mtu), Rule::Again);
                 compared.word("queues", (&before.queues, &after.queues), Rule::Again);
+                vnic_policy(&mut compared, before, after);
                 let (was, is) = (
                     (&before.ingress, &before.ingress_policy),
                     (&after.ingress, &after.ingress_policy),
@@ -417,6 +421,19 @@ impl Change {
             Self::Changed { before, after } => before.concerns(side) || after.concerns(side),
         }
     }
+}
+
+/// What the port watches of a vNIC ([`VnicConfig::has_policy_of`]).
+fn vnic_policy(compared: &mut Compared, before: &VnicConfig, after: &VnicConfig) {
+    let live = Rule::Live;
+    compared.word("vlan", (&before.vlans, &after.vlans), live);
+    compared.word("isolated", (&before.isolated, &after.isolated), live);
+    compared.word("addresses", (&before.addresses, &after.addresses), live);
+    compared.word("trusted", (&before.trusted, &after.trusted), live);
+    compared.word("access-in", (&before.access_in, &after.access_in), live);
+    let lists = (&before.access_out, &after.access_out);
+    compared.word("access-out", lists, live);
+    compared.word("limits", (&before.storm, &after.storm), live);
 }
 
 fn generation(compared: &mut Compared, before: u32, after: u32) {

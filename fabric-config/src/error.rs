@@ -10,6 +10,7 @@ use qos::{BitRate, InvalidBudget, InvalidRate, ParseBitRateError, PolicyError};
 
 use crate::address::{AddressError, MacAddress, PortName, Wwpn};
 use crate::admit::Direction;
+use crate::switching::VlanId;
 use crate::{
     EDGE_SWITCH_PORTS_MAX, INTERFACE_NAME_BYTES_MAX, LUN_MAX, MTU_MAX, MTU_MIN, NAME_BYTES_MAX,
 };
@@ -227,6 +228,107 @@ pub enum Problem {
         port: PortName,
         /// The port's.
         port_mtu: u16,
+    },
+    /// No VLAN has this number.
+    #[error("{key} {number} is no VLAN; use 1 to {}", VlanId::MAX)]
+    Vlan {
+        /// The key.
+        key: &'static str,
+        /// The number.
+        number: u16,
+    },
+    /// Neither a VLAN nor a range of them.
+    #[error(
+        "{text:?} is no VLAN; write one of 1 to {}, or a range like 20-30",
+        VlanId::MAX
+    )]
+    VlanRange {
+        /// What was given.
+        text: String,
+    },
+    /// A trunk that carries nothing.
+    #[error("vlans is empty; name at least one VLAN, or leave it out")]
+    NoVlans,
+    /// A native VLAN of something that is no trunk.
+    #[error("native-vlan belongs to a trunk; add vlans = [...], or write vlan = NUMBER")]
+    NativeWithoutTrunk,
+    /// Access and trunk at once.
+    #[error("vlan stands beside vlans or native-vlan; leave vlan out for a trunk")]
+    AccessAndTrunk,
+    /// Neither a TAP nor none.
+    #[error("has no way out; write tap = \"NAME\", or private = true for vNICs among themselves")]
+    NoTap,
+    /// A word of a TAP on a port that has none.
+    #[error(
+        "a private port has no {key}; leave it out, or write tap = \"NAME\" in place of private"
+    )]
+    PrivateWith {
+        /// The key.
+        key: &'static str,
+    },
+    /// A vNIC that would reach nobody.
+    #[error("isolated leaves nobody to reach on private port {port}; leave it out")]
+    IsolatedOnPrivate {
+        /// The port.
+        port: PortName,
+    },
+    /// Neither an address nor a prefix.
+    #[error("{text:?} is no address; write it like 10.0.0.5, 10.0.0.0/24 or fd00::/64")]
+    IpPrefix {
+        /// What was given.
+        text: String,
+    },
+    /// A limit that nothing passes.
+    #[error("{key} is zero; write frames a second, 1 or above, or leave it out")]
+    LimitIsZero {
+        /// The key.
+        key: &'static str,
+    },
+    /// An access list that does not say what becomes of the rest.
+    #[error("default of an access list is allow or deny; write one of them")]
+    AccessDefault,
+    /// An action that there is not.
+    #[error("action of a rule is allow, deny, mark or count; write one of them")]
+    AccessAction,
+    /// A mark without a value, or a value without a mark.
+    #[error(
+        "dscp and priority belong to action mark; write at least one there, and none elsewhere"
+    )]
+    AccessMarkWords,
+    /// A value that does not fit into its header.
+    #[error("{key} is out of range; use 0 to {value_max}")]
+    AccessMark {
+        /// The key.
+        key: &'static str,
+        /// The most.
+        value_max: u8,
+    },
+    /// A protocol that is not known.
+    #[error(
+        "protocol {text:?} is not known; write arp, ipv4, ipv6, icmp, icmp6, tcp, udp, sctp or a \
+        number of IP"
+    )]
+    AccessProtocol {
+        /// What was given.
+        text: String,
+    },
+    /// Ports of what has none.
+    #[error("ports belong to tcp, udp or sctp; add protocol, or leave the port out")]
+    PortsWithoutProtocol,
+    /// Neither a port nor a range of them.
+    #[error("{text:?} is no port; write one of 0 to 65535, or a range like 22-80")]
+    AccessPort {
+        /// What was given.
+        text: String,
+    },
+    /// A rule that no frame meets.
+    #[error("source, destination and protocol are of different IP versions; write a rule for each")]
+    AccessNever,
+    /// An access list that is not there.
+    #[error("there is no access-list {name:?}; add an [[access-list]] with this name")]
+    NoSuchAccessList {
+        /// The name.
+        name: String,
     },
     /// A queue count that the device does not have.
     #[error("{queues} queues are out of range; use 1 to {queues_max}")]

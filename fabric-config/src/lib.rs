@@ -47,6 +47,23 @@
 //! mtu = 1500                         # default
 //! rate = "10G"                       # of each direction; default: the port is not scheduled
 //! reservable = "9G"                  # default: 95 % of the rate
+//! native-vlan = 1                    # of frames without a tag; default: one without a number
+//! broadcast-limit = 10000            # default: frames a second from outside to all stations
+//! multicast-limit = 100000           # default: the same to other groups
+//! [[ethernet-port]]
+//! port = "10/2"
+//! private = true                     # no interface: its vNICs reach each other only. Other keys: mtu
+//!                                    # and native-vlan
+//!
+//! [[access-list]]                    # what vNICs may send or receive
+//! name = "web"
+//! default = "deny"                   # or allow: what no rule allows or denies
+//! rules = [                          # tried in this order
+//!   { action = "mark", dscp = 46, priority = 5, protocol = "udp", destination-port = "5000-5010" },
+//!   { action = "allow", protocol = "tcp", destination = "10.0.0.0/8", destination-port = "80" },
+//!   { action = "allow", protocol = "arp" },
+//!   { action = "count", source-mac = "02:00:00:00:00:01", vlan = 100 },
+//! ]
 //!
 //! [[san-port]]                       # default: the port is not scheduled
 //! port = "12/1"
@@ -97,6 +114,16 @@
 //! mac = "02:00:00:00:00:01"
 //! mtu = 1500                         # default: the port's
 //! queues = 1                         # default
+//! vlan = 100                         # its VLAN, of which the guest sees no tag; or a trunk:
+//! # vlans = ["10", "20-30"]          # what the guest may tag its frames with
+//! # native-vlan = 10                 # of frames without a tag; default: they are dropped
+//! isolated = false                   # default; true: it reaches only the uplink of its port
+//! addresses = ["10.0.0.5", "fd00::/64"]  # all that it may send from; default: anything
+//! access-in = "web"                  # what it may send; default: no list
+//! access-out = "web"                 # what it may receive; default: no list
+//! trusted = false                    # default; true: it may be a DHCP server and a router
+//! broadcast-limit = 10000            # default: frames a second that it may send to all stations
+//! multicast-limit = 100000           # default: the same to other groups
 //! ingress = { cir = "300M", cbs-bytes = 0, pir = "1G", pbs-bytes = 0, weight = 1 }
 //! egress = { policy = "gold/web", enabled = true }    # default: best effort
 //! [[host.vm.vhba]]
@@ -137,10 +164,33 @@
 //! | `unprotected` | true: may be lost with one of two links | all | false |
 //! | `policy`, `enabled` | a reference in place of all other words | all | none; true |
 //!
+//! An Ethernet port knows VLANs as soon as one of its vNICs names some. A vNIC that names none is then
+//! in the port's native VLAN; without one, in a VLAN that has no number and no tag on the interface.
+//! On a port where none does, tags of guests are nobody's business and pass.
+//!
+//! With `addresses` a vNIC sends IPv4, IPv6 and ARP from these only, and nothing else. What it needs
+//! to get an address passes (DHCP from 0.0.0.0, ARP probes, duplicate address detection), and so do
+//! RARP announcements of its own MAC address. If one of them is of IPv6, so is the link-local address
+//! that comes from its MAC address (EUI-64); others are listed. A guest without `trusted` is no
+//! DHCP server (nothing to UDP ports 68 and 546) and no router (no advertisements and redirects of
+//! ICMPv6). What cannot be read as far as these checks go is dropped: a first fragment without
+//! its ports, more than eight extension headers, IP in LLC/SNAP or behind more than two tags.
+//!
+//! A rule of an access list meets a frame of which all that it says is true: `source-mac`,
+//! `destination-mac`, `vlan` (the frame's VLAN; on a port that knows none, its first tag), `protocol`
+//! (arp, ipv4, ipv6, icmp, icmp6, tcp, udp, sctp or a number), `source`, `destination`, and with
+//! tcp, udp and sctp `source-port` and `destination-port`. The first that says allow or deny decides;
+//! mark and count go on. Lists keep no state, and deny as default is also for ARP. Where it cannot be
+//! said whether a frame meets a rule that would decide, as of a later fragment, which has no
+//! ports, it is dropped.
+//!
+//! A limit lets a tenth of a second's frames, at least 64, pass at once.
+//!
 //! A VM's own `cir` holds its devices': they may not add up to more. A disabled policy stands for
 //! best effort until it is enabled.
 #![forbid(unsafe_code)]
 
+mod access;
 mod address;
 mod admit;
 mod difference;
@@ -149,11 +199,13 @@ mod links;
 mod pass_through;
 mod rates;
 mod raw;
+mod switching;
 mod validate;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fabric_transport::DeviceId;
@@ -161,6 +213,7 @@ use fabric_transport::discovery::Meeting;
 use fabric_transport::link::LinkAddress;
 use qos::{Attachment, DeviceRate, LinkBudget, PolicyCatalog, VmRate};
 
+pub use access::{AccessAction, AccessListConfig, AccessProtocol, AccessRule};
 pub use address::{AddressError, MacAddress, PortName, Wwpn};
 pub use admit::{Admission, Direction, NotAdmitted, Refusal, require_admitted};
 pub use difference::{
@@ -168,7 +221,9 @@ pub use difference::{
     Outcome, Place, Report, Settings, Side, require_admitted_anew,
 };
 pub use error::{ConfigError, Problem};
+pub use ipnet::IpNet;
 pub use links::{LinkSecurity, TlsPaths};
+pub use switching::{StormLimits, VlanId, VlanMembership, VlanSet};
 
 /// Bytes of the name of a host, director, VM, LUN or device at most.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -229,19 +284,23 @@ pub struct DirectorConfig {
     pub discoverable: Option<Meeting>,
 }
 
-/// An Ethernet port: a TAP interface.
+/// An Ethernet port: a TAP interface, or vNICs among themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EthernetPortConfig {
     /// Its name.
     pub port: PortName,
-    /// Name of the TAP interface.
-    pub tap: String,
+    /// Name of the TAP interface; `None`: the port is a private network.
+    pub tap: Option<String>,
     /// Whether checksums and super-frames cross the TAP unfinished (`IFF_VNET_HDR`).
     pub offloads: bool,
     /// MTU of the interface.
     pub mtu: u16,
     /// What the port carries, the same in each direction; `None`: it is not scheduled.
     pub budget: Option<LinkBudget>,
+    /// The VLAN of frames without a tag; `None`: one of their own, without a number.
+    pub native_vlan: Option<VlanId>,
+    /// What passes from outside.
+    pub storm: StormLimits,
 }
 
 /// A SAN port.
@@ -468,6 +527,20 @@ pub struct VnicConfig {
     pub mtu: u16,
     /// Queue pairs.
     pub queues: u16,
+    /// Its VLANs.
+    pub vlans: VlanMembership,
+    /// Whether it reaches only the uplink of its port, and no vNIC of the port reaches it.
+    pub isolated: bool,
+    /// The only addresses that it may use; empty: any.
+    pub addresses: Vec<IpNet>,
+    /// Whether it may answer as a DHCP server and advertise itself as a router.
+    pub trusted: bool,
+    /// Judges what the guest sends.
+    pub access_in: Option<Arc<AccessListConfig>>,
+    /// Judges what the guest is to receive.
+    pub access_out: Option<Arc<AccessListConfig>>,
+    /// What passes from it.
+    pub storm: StormLimits,
     /// What the guest sends: the words in force.
     pub ingress: DeviceRate,
     /// The policy they are of, if any.
@@ -476,6 +549,19 @@ pub struct VnicConfig {
     pub egress: DeviceRate,
     /// The policy they are of, if any.
     pub egress_policy: Attachment,
+}
+
+impl VnicConfig {
+    /// Whether the port watches both alike: VLANs, isolation, addresses, lists and limits.
+    #[must_use]
+    pub fn has_policy_of(&self, other: &Self) -> bool {
+        let words = |vnic: &Self| (vnic.isolated, vnic.trusted, vnic.storm);
+        words(self) == words(other)
+            && self.vlans == other.vlans
+            && self.addresses == other.addresses
+            && self.access_in == other.access_in
+            && self.access_out == other.access_out
+    }
 }
 
 /// A virtual HBA.

@@ -38,6 +38,8 @@ pub(crate) struct Lab {
     #[serde(default)]
     pub(crate) ethernet_port: Vec<EthernetPort>,
     #[serde(default)]
+    pub(crate) access_list: Vec<AccessList>,
+    #[serde(default)]
     pub(crate) san_port: Vec<SanPort>,
     #[serde(default)]
     pub(crate) lun: Vec<Lun>,
@@ -127,11 +129,41 @@ pub(crate) struct QosPolicy {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct EthernetPort {
     pub(crate) port: Text,
-    pub(crate) tap: Text,
-    pub(crate) offloads: Option<bool>,
+    pub(crate) tap: Option<Text>,
+    #[serde(default)]
+    pub(crate) private: bool,
+    pub(crate) offloads: Option<Spanned<bool>>,
     pub(crate) mtu: Option<Spanned<u16>>,
     pub(crate) rate: Option<Text>,
     pub(crate) reservable: Option<Text>,
+    pub(crate) native_vlan: Option<Spanned<u16>>,
+    pub(crate) broadcast_limit: Option<Spanned<u32>>,
+    pub(crate) multicast_limit: Option<Spanned<u32>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct AccessList {
+    pub(crate) name: Text,
+    pub(crate) default: Text,
+    #[serde(default)]
+    pub(crate) rules: Vec<Spanned<AccessRule>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct AccessRule {
+    pub(crate) action: Text,
+    pub(crate) source_mac: Option<Text>,
+    pub(crate) destination_mac: Option<Text>,
+    pub(crate) vlan: Option<Spanned<u16>>,
+    pub(crate) protocol: Option<Text>,
+    pub(crate) source: Option<Text>,
+    pub(crate) destination: Option<Text>,
+    pub(crate) source_port: Option<Text>,
+    pub(crate) destination_port: Option<Text>,
+    pub(crate) dscp: Option<Spanned<u8>>,
+    pub(crate) priority: Option<Spanned<u8>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -264,6 +296,18 @@ pub(crate) struct Vnic {
     pub(crate) mac: Text,
     pub(crate) mtu: Option<Spanned<u16>>,
     pub(crate) queues: Option<Spanned<u16>>,
+    pub(crate) vlan: Option<Spanned<u16>>,
+    pub(crate) vlans: Option<Vec<Text>>,
+    pub(crate) native_vlan: Option<Spanned<u16>>,
+    pub(crate) isolated: Option<Spanned<bool>>,
+    #[serde(default)]
+    pub(crate) addresses: Vec<Text>,
+    #[serde(default)]
+    pub(crate) trusted: bool,
+    pub(crate) access_in: Option<Text>,
+    pub(crate) access_out: Option<Text>,
+    pub(crate) broadcast_limit: Option<Spanned<u32>>,
+    pub(crate) multicast_limit: Option<Spanned<u32>>,
     pub(crate) ingress: Option<Spanned<Rate>>,
     pub(crate) egress: Option<Spanned<Rate>>,
 }

@@ -5,6 +5,7 @@ use super::*;
 mod admit;
 mod edge_switch;
 mod rates;
+mod switching;
 
 const LAB: &str = r#"
 [director]

@@ -13,6 +13,7 @@ use fabric_transport::session::PATHS_MAX;
 use qos::{LinkBudget, PolicyCatalog, PolicyKind, VmRate};
 use toml::Spanned;
 
+use crate::access::AccessLists;
 use crate::address::{MacAddress, PortName, Wwpn};
 use crate::admit::Direction;
 use crate::error::{ConfigError, Problem, Unique};
@@ -62,6 +63,7 @@ pub(crate) struct Validator<'a> {
     links: LinkSecurity,
     pub(crate) policies: PolicyCatalog,
     ethernet_ports: Vec<EthernetPortConfig>,
+    access_lists: AccessLists,
     san_ports: Vec<SanPortConfig>,
     luns: Vec<LunConfig>,
     device_ids: Owners<DeviceId>,
@@ -76,6 +78,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         links: LinkSecurity::default(),
         policies: PolicyCatalog::default(),
         ethernet_ports: Vec::new(),
+        access_lists: AccessLists::new(),
         san_ports: Vec::new(),
         luns: Vec::new(),
         device_ids: Owners::default(),
@@ -98,6 +101,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
     };
     validator.policies(&raw.qos_policy)?;
     validator.ethernet_ports(&raw.ethernet_port)?;
+    validator.access_lists = validator.access_lists(&raw.access_list)?;
     validator.san_ports(&raw.san_port)?;
     validator.luns(&raw.lun, raw.director.shared_luns)?;
     let downlinks = validator.downlinks(&raw)?;
@@ -195,7 +199,7 @@ impl Validator<'_> {
         self.at(object, value, if holds { Ok(()) } else { Err(problem()) })
     }
 
-    fn name(&self, object: &str, name: &raw::Text) -> Result<String> {
+    pub(crate) fn name(&self, object: &str, name: &raw::Text) -> Result<String> {
         let text = name.get_ref();
         self.require(
             object,
@@ -355,22 +359,67 @@ impl Validator<'_> {
             let port = self.port("ethernet-port", &raw.port)?;
             let object = format!("ethernet-port {port}");
             self.at(&object, &raw.port, names.claim(&port, &object))?;
-            let tap = raw.tap.get_ref();
-            let usable = usable_name(tap, INTERFACE_NAME_BYTES_MAX, "-_.")
-                && !matches!(tap.as_str(), "." | "..");
-            self.require(&object, &raw.tap, usable, || Problem::InterfaceName {
-                name: tap.clone(),
-            })?;
-            self.at(&object, &raw.tap, taps.claim(tap, &object))?;
+            let tap = self.tap(&object, raw, &mut taps)?;
+            let offloads = raw.offloads.as_ref();
             self.ethernet_ports.push(EthernetPortConfig {
                 port,
-                tap: tap.clone(),
-                offloads: raw.offloads.unwrap_or(true),
+                tap,
+                offloads: offloads.is_none_or(|offloads| *offloads.get_ref()),
                 mtu: self.mtu(&object, raw.mtu.as_ref(), MTU_DEFAULT)?,
                 budget: self.port_budget(&object, raw.rate.as_ref(), raw.reservable.as_ref())?,
+                native_vlan: self.vlan_id(&object, "native-vlan", raw.native_vlan.as_ref())?,
+                storm: self.storm_limits(
+                    &object,
+                    raw.broadcast_limit.as_ref(),
+                    raw.multicast_limit.as_ref(),
+                )?,
             });
         }
         Ok(())
+    }
+
+    /// The TAP of a port; `None`: it is private.
+    fn tap(
+        &self,
+        object: &str,
+        raw: &raw::EthernetPort,
+        taps: &mut Owners<String>,
+    ) -> Result<Option<String>> {
+        if raw.private {
+            let refuse = |key| Problem::PrivateWith { key };
+            for (key, text) in [
+                ("tap", &raw.tap),
+                ("rate", &raw.rate),
+                ("reservable", &raw.reservable),
+            ] {
+                if let Some(text) = text {
+                    self.at(object, text, Err(refuse(key)))?;
+                }
+            }
+            if let Some(offloads) = &raw.offloads {
+                self.at(object, offloads, Err(refuse("offloads")))?;
+            }
+            for (key, limit) in [
+                ("broadcast-limit", &raw.broadcast_limit),
+                ("multicast-limit", &raw.multicast_limit),
+            ] {
+                if let Some(limit) = limit {
+                    self.at(object, limit, Err(refuse(key)))?;
+                }
+            }
+            return Ok(None);
+        }
+        let Some(text) = &raw.tap else {
+            return self.at(object, &raw.port, Err(Problem::NoTap));
+        };
+        let tap = text.get_ref();
+        let usable = usable_name(tap, INTERFACE_NAME_BYTES_MAX, "-_.")
+            && !matches!(tap.as_str(), "." | "..");
+        self.require(object, text, usable, || Problem::InterfaceName {
+            name: tap.clone(),
+        })?;
+        self.at(object, text, taps.claim(tap, object))?;
+        Ok(Some(tap.clone()))
     }
 
     fn san_ports(&mut self, ports: &[raw::SanPort]) -> Result<()> {
@@ -713,6 +762,7 @@ impl Validator<'_> {
             .ethernet_ports
             .iter()
             .find(|ethernet| ethernet.port == port);
+        let ethernet_is_private = ethernet.is_some_and(|ethernet| ethernet.tap.is_none());
         let san = self.luns.iter().any(|lun| lun.port == port);
         let port_mtu = self.at(
             &object,
@@ -758,6 +808,17 @@ impl Validator<'_> {
             mac,
             mtu,
             queues: self.queues(&object, raw.queues.as_ref(), VNIC_QUEUES_MAX)?,
+            vlans: self.vlan_membership(&object, raw)?,
+            isolated: self.isolated(&object, raw, ethernet_is_private, port)?,
+            addresses: self.prefixes(&object, &raw.addresses)?,
+            trusted: raw.trusted,
+            access_in: self.access_list(&object, raw.access_in.as_ref(), &self.access_lists)?,
+            access_out: self.access_list(&object, raw.access_out.as_ref(), &self.access_lists)?,
+            storm: self.storm_limits(
+                &object,
+                raw.broadcast_limit.as_ref(),
+                raw.multicast_limit.as_ref(),
+            )?,
             ingress,
             ingress_policy,
             egress,

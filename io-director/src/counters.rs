@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::ethernet::DropReason;
+
 /// One count; wraps after 2^64.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -82,6 +84,26 @@ counters! {
         dropped_foreign_source,
         /// From the guest: to itself.
         dropped_own_destination,
+        /// From the guest: in a VLAN that is not its own, or not the destination's.
+        dropped_vlan,
+        /// From or to the guest: with a second VLAN tag where one must go.
+        dropped_double_tag,
+        /// From or to the guest: a check would have to read what it cannot.
+        dropped_unreadable,
+        /// From or to the guest: an access list denies it.
+        dropped_access,
+        /// From the guest: an IP, ARP or Neighbour Discovery address that is not its own.
+        dropped_address,
+        /// From the guest: what only DHCP servers and routers say.
+        dropped_server,
+        /// From the guest: to another vNIC, and one of both is isolated.
+        dropped_isolated,
+        /// From the guest: more to all stations than its limit allows.
+        dropped_broadcast,
+        /// From the guest: more to groups than its limit allows.
+        dropped_multicast,
+        /// From the guest: to a station that is not on its private port.
+        dropped_not_here,
         /// To the guest: its lane is blocked. It has no credit, as its back end takes no frames, or
         /// its queue to the host is full, at 5 ms of its peak rate or less.
         dropped_blocked,
@@ -113,6 +135,85 @@ counters! {
         dropped_group_source,
         /// From the TAP: for a station that is not here.
         dropped_not_here,
+        /// From the TAP: in no VLAN, or not in that of the station that it is for.
+        dropped_vlan,
+        /// From or to the TAP: with a second VLAN tag where one must go.
+        dropped_double_tag,
+        /// To the TAP: with its VLAN tag longer than a frame may be.
+        dropped_oversize,
+        /// From the TAP: more to all stations than the limit allows.
+        dropped_broadcast,
+        /// From the TAP: more to groups than the limit allows.
+        dropped_multicast,
+    }
+}
+
+impl VnicCounters {
+    /// Counts a frame from or to the guest that the switch dropped.
+    pub(crate) fn dropped(&self, reason: DropReason) {
+        let counter = match reason {
+            DropReason::ForeignSource => &self.dropped_foreign_source,
+            DropReason::OwnDestination => &self.dropped_own_destination,
+            DropReason::Vlan => &self.dropped_vlan,
+            DropReason::DoubleTag => &self.dropped_double_tag,
+            DropReason::Oversize => &self.dropped_oversize,
+            DropReason::Unreadable => &self.dropped_unreadable,
+            DropReason::Address => &self.dropped_address,
+            DropReason::Server => &self.dropped_server,
+            DropReason::Isolated => &self.dropped_isolated,
+            DropReason::Access => &self.dropped_access,
+            DropReason::Broadcast => &self.dropped_broadcast,
+            DropReason::Multicast => &self.dropped_multicast,
+            DropReason::NotHere => &self.dropped_not_here,
+            DropReason::Runt
+            | DropReason::OwnSource
+            | DropReason::GroupSource
+            | DropReason::ChecksumInHeader => &self.dropped_malformed,
+        };
+        counter.add(1);
+    }
+}
+
+impl PortCounters {
+    /// Counts a frame from or to the TAP that the switch dropped.
+    pub(crate) fn dropped(&self, reason: DropReason) {
+        let counter = match reason {
+            DropReason::OwnSource => &self.dropped_own_source,
+            DropReason::GroupSource => &self.dropped_group_source,
+            DropReason::NotHere => &self.dropped_not_here,
+            DropReason::Vlan => &self.dropped_vlan,
+            DropReason::DoubleTag => &self.dropped_double_tag,
+            DropReason::Oversize => &self.dropped_oversize,
+            DropReason::Broadcast => &self.dropped_broadcast,
+            DropReason::Multicast => &self.dropped_multicast,
+            DropReason::Runt
+            | DropReason::ForeignSource
+            | DropReason::OwnDestination
+            | DropReason::Unreadable
+            | DropReason::Address
+            | DropReason::Server
+            | DropReason::Isolated
+            | DropReason::Access
+            | DropReason::ChecksumInHeader => &self.dropped_malformed,
+        };
+        counter.add(1);
+    }
+}
+
+counters! {
+    /// Of a rule of an access list, or of what its rules left.
+    AccessCounters {
+        /// Frames that met it.
+        frames,
+        /// Their bytes, without header.
+        bytes,
+    }
+}
+
+impl AccessCounters {
+    pub(crate) fn count(&self, frame_bytes: usize) {
+        self.frames.add(1);
+        self.bytes.add_bytes(frame_bytes);
     }
 }
 

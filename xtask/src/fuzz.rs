@@ -32,6 +32,7 @@ enum Target {
     SharedMemoryGreeting,
     SharedMemoryRing,
     Ethernet,
+    EthernetFrame,
     Scsi,
     EdgeSwitch,
     QosRequest,
@@ -76,6 +77,11 @@ impl Target {
                 "fabric-payload",
                 "--test=fuzz",
                 "p01_damaged_network_frames_are_answered",
+            ),
+            Self::EthernetFrame => (
+                "io-director",
+                "--lib",
+                "ethernet::access_list::tests::n12_any_damaged_frame_is_judged",
             ),
             Self::Scsi => (
                 "fabric-payload",

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use fabric_config::{
     ApplyRefused, Change, ChangeKind, Difference, LabConfig, Object, ObjectId, Outcome, PortName,
-    Report, Side, VmConfig, require_admitted_anew,
+    Report, Side, VmConfig, VnicConfig, require_admitted_anew,
 };
 use fabric_transport::DeviceId;
 use lab_program::Live;
@@ -266,6 +266,9 @@ impl Prepared<'_> {
             }
             match (&**before, &**after) {
                 (Object::Vnic(_, before), Object::Vnic(_, after)) => {
+                    if !before.has_policy_of(after) {
+                        self.director.set_policy(after);
+                    }
                     let before = [before.ingress, before.egress];
                     devices.push((id, after.id, [before, [after.ingress, after.egress]]));
                 }
@@ -388,6 +391,12 @@ fn let_go(vhbas: Vec<Arc<Vhba>>) {
 }
 
 impl Director {
+    fn set_policy(&self, vnic: &VnicConfig) {
+        if let Some(port) = self.books.read().ethernet_ports.get(&vnic.port) {
+            port.set_policy(vnic);
+        }
+    }
+
     /// Gives a device other words at its port and at the link of its host.
     fn set_device_rates(
         &self,

@@ -1,12 +1,21 @@
 //! Ethernet module: ports on TAP interfaces, each with a switch for its vNICs.
 
+mod access_list;
+mod guard;
+#[cfg(test)]
+mod model;
+mod packet;
+mod policy;
 mod port;
+mod rewrite;
+mod storm;
 mod switch;
 mod sys;
 mod tap;
+mod vlan;
 mod vnic_session;
 mod wire;
 
 pub use port::{EthernetPort, WINDOWS};
-pub use switch::{AGE_MAX, Destination, DropReason, LEARNED_MAX, Source, Switch};
+pub use switch::{AGE_MAX, Destination, DropReason, Forward, LEARNED_MAX, Source, Switch};
 pub use tap::{Tap, TapError};

@@ -31,8 +31,11 @@ use nix::sys::time::TimeSpec;
 use qos::{AdmissionError, DeviceRate, MonotonicTime};
 use qos_monitor::Hop;
 
-use super::switch::{Destination, DropReason, Source, Switch};
-use super::tap::{Tap, TapError};
+use super::policy::Policy;
+use super::rewrite::{Outgoing, Rewrite, TagEdit};
+use super::switch::{Destination, DropReason, Forward, Source, Switch};
+use super::tap::{OFFLOADING, Tap, TapError};
+use super::vlan::Membership;
 use super::vnic_session::VnicSession;
 use super::wire::{Direction, Wire};
 use crate::counters::{PortCounters, Snapshot, VnicCounters};
@@ -60,8 +63,10 @@ pub struct EthernetPort {
 #[derive(Debug)]
 pub(super) struct PortShared {
     config: EthernetPortConfig,
-    pub(super) tap: Tap,
+    /// `None`: the port is private.
+    tap: Option<Tap>,
     switch: Mutex<Switch>,
+    uplink: Membership,
     /// Locked to write only when one is added or removed.
     vnics: RwLock<BTreeMap<DeviceId, Arc<Vnic>>>,
     counters: PortCounters,
@@ -84,6 +89,8 @@ pub(super) struct HeldFrame {
 #[derive(Debug)]
 pub(super) struct Vnic {
     pub(super) config: VnicConfig,
+    /// Replaced as a whole.
+    policy: RwLock<Arc<Policy>>,
     /// Of the newest session, with the flag that tells its client when it no longer is.
     pub(super) current: RwLock<Option<(LaneSet, Arc<AtomicBool>)>>,
     /// It was removed: no session begins. Set with `current` locked.
@@ -92,17 +99,23 @@ pub(super) struct Vnic {
 }
 
 impl EthernetPort {
-    /// Opens the TAP of `config` and starts its thread, without vNICs.
+    /// Opens the TAP of `config`, if it has one, and starts its thread, without vNICs.
     ///
     /// # Errors
     /// [`TapError`]; nothing is left behind.
     pub fn start(config: &EthernetPortConfig) -> Result<Self, TapError> {
+        let name = config
+            .tap
+            .clone()
+            .unwrap_or_else(|| config.port.to_string());
         let step = |step, source| TapError::Step {
-            name: config.tap.clone(),
+            name: name.clone(),
             step,
             source,
         };
-        let tap = Tap::open(&config.tap, config.offloads, config.mtu)?;
+        let tap = config.tap.as_ref();
+        let tap = tap.map(|tap| Tap::open(tap, config.offloads, config.mtu));
+        let tap = tap.transpose()?;
         let stop = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|error| step("make the stop event", error.into()))?;
         let wire = config.budget.as_ref();
@@ -113,22 +126,22 @@ impl EthernetPort {
         let shared = Arc::new(PortShared {
             config: config.clone(),
             tap,
-            switch: Mutex::default(),
+            switch: Mutex::new(Switch::new(config)),
+            uplink: Membership::uplink(config.native_vlan),
             vnics: RwLock::default(),
             counters: PortCounters::default(),
             stop,
             wire,
             sessions: AtomicU64::new(0),
         });
-        let reader = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name(config.tap.clone())
-            .spawn(move || reader.serve())
-            .map_err(|source| step("start the thread", source))?;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        let thread = shared.tap.as_ref().map(|_tap| {
+            let reader = shared.clone();
+            let builder = std::thread::Builder::new().name(name.clone());
+            builder.spawn(move || reader.serve())
+        });
+        let thread = thread.transpose();
+        let thread = thread.map_err(|source| step("start the thread", source))?;
+        Ok(Self { shared, thread })
     }
 
     /// Adds a vNIC of `vm`, which reserves with its first session.
@@ -144,14 +157,29 @@ impl EthernetPort {
             wire.with(|wire, _| wire.insert(words));
         }
         let (current, removed, counters) = Default::default();
+        let policy = Arc::new(Policy::new(vnic, shared.config.native_vlan));
         let added = Arc::new(Vnic {
             config: vnic.clone(),
+            policy: RwLock::new(policy.clone()),
             current,
             removed,
             counters,
         });
         shared.write_vnics().insert(vnic.id, added);
-        shared.lock_switch().insert(vnic.id, vnic.mac);
+        shared.lock_switch().insert(vnic.id, policy);
+    }
+
+    /// Has a vNIC of the port belong to other VLANs, or be watched otherwise, from the next frame on.
+    /// The counters of its access lists begin again.
+    pub fn set_policy(&self, vnic: &VnicConfig) {
+        let shared = &self.shared;
+        if let Some(known) = shared.read_vnics().get(&vnic.id) {
+            let policy = Arc::new(Policy::new(vnic, shared.config.native_vlan));
+            let mut current = known.policy.write().unwrap_or_else(PoisonError::into_inner);
+            *current = policy.clone();
+            drop(current);
+            shared.lock_switch().insert(vnic.id, policy);
+        }
     }
 
     /// Removes a vNIC: its sessions carry nothing from now on, what it has waiting is dropped, and
@@ -261,7 +289,7 @@ impl EthernetPort {
         hops.into()
     }
 
-    /// The counters of the port and of its vNICs.
+    /// The counters of the port, of its vNICs, and of each rule of their access lists.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Snapshot> {
         let port = self
@@ -269,6 +297,8 @@ impl EthernetPort {
             .counters
             .snapshot(format!("ethernet-port {}", self.name()));
         let vnics = self.shared.read_vnics();
+        let lists = vnics.values();
+        let lists = lists.flat_map(|vnic| vnic.policy().snapshots(&vnic.config.name));
         let vnics = vnics.values().map(|vnic| {
             let mut snapshot = vnic.counters.snapshot(format!("vnic {}", vnic.config.name));
             if let Some(wire) = &self.shared.wire {
@@ -282,7 +312,7 @@ impl EthernetPort {
             }
             snapshot
         });
-        std::iter::once(port).chain(vnics).collect()
+        std::iter::once(port).chain(vnics).chain(lists).collect()
     }
 }
 
@@ -300,25 +330,45 @@ impl Drop for EthernetPort {
 }
 
 impl Vnic {
+    fn policy(&self) -> Arc<Policy> {
+        let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner);
+        policy.clone()
+    }
+
     fn lanes(&self) -> Option<LaneSet> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         current.as_ref().map(|(lanes, _)| lanes.clone())
     }
 
-    /// Queues a header and frame for the guest; returns the lanes to be flushed.
-    fn send(&self, payload: &[u8]) -> Option<LaneSet> {
+    /// Queues a header and frame for the guest, if it is for it; returns the lanes to be flushed.
+    fn send(&self, payload: &[u8], source: Source, forward: &Forward) -> Option<LaneSet> {
+        let outgoing = self
+            .policy()
+            .receives(source, forward, payload)?
+            .and_then(|rewrite| Outgoing::new(payload, rewrite).ok_or(DropReason::Oversize));
+        let outgoing = match outgoing {
+            Ok(outgoing) => outgoing,
+            Err(reason) => {
+                self.counters.dropped(reason);
+                return None;
+            }
+        };
         let Some(lanes) = self.lanes() else {
             self.counters.dropped_down.add(1);
             return None;
         };
-        let mut frames = vec![(VirtualLane::Network, FrameBuffer::from_payload(payload))];
+        let mut buffer = FrameBuffer::with_capacity(outgoing.bytes());
+        for piece in outgoing.pieces() {
+            buffer.extend_from_slice(piece);
+        }
+        let mut frames = vec![(VirtualLane::Network, buffer)];
         match lanes.queue(&mut frames) {
             Ok(()) => {
                 self.counters.egress_frames.add(1);
                 let header_bytes = fabric_payload::ethernet::HEADER_BYTES;
                 self.counters
                     .egress_bytes
-                    .add_bytes(payload.len().saturating_sub(header_bytes));
+                    .add_bytes(outgoing.bytes().saturating_sub(header_bytes));
                 Some(lanes)
             }
             Err(SendRefused::Down) => {
@@ -347,22 +397,22 @@ impl PortShared {
         self.vnics.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn forward(&self, source: Source, frame: &[u8]) -> Result<Destination, DropReason> {
-        self.lock_switch().forward(now(), source, frame)
-    }
-
-    /// Sends to the vNICs that `destination` names; returns the lanes to be flushed.
-    pub(super) fn send(
+    pub(super) fn forward(
         &self,
         source: Source,
-        destination: Destination,
-        payload: &[u8],
-    ) -> Vec<LaneSet> {
-        match destination {
+        header: &VirtioNetHeader,
+        frame: &[u8],
+    ) -> Result<Forward, DropReason> {
+        self.lock_switch().forward(now(), source, header, frame)
+    }
+
+    /// Sends to the vNICs that `forward` names; returns the lanes to be flushed.
+    pub(super) fn send(&self, source: Source, forward: &Forward, payload: &[u8]) -> Vec<LaneSet> {
+        match forward.to {
             Destination::Vnic(device) => self
                 .read_vnics()
                 .get(&device)
-                .and_then(|vnic| vnic.send(payload))
+                .and_then(|vnic| vnic.send(payload, source, forward))
                 .into_iter()
                 .collect(),
             Destination::Uplink => Vec::new(),
@@ -370,20 +420,47 @@ impl PortShared {
                 let vnics = self.read_vnics();
                 let others = vnics.iter();
                 let others = others.filter(|(device, _)| source != Source::Vnic(**device));
-                others.filter_map(|(_, vnic)| vnic.send(payload)).collect()
+                let sent = others.filter_map(|(_, vnic)| vnic.send(payload, source, forward));
+                sent.collect()
             }
         }
     }
 
-    pub(super) fn write(&self, payload: &[u8]) {
-        match self.tap.write(payload) {
+    /// A frame as it goes to the TAP; `None`: it does not, and is counted.
+    pub(super) fn outgoing<'a>(
+        &self,
+        payload: &'a [u8],
+        forward: &Forward,
+    ) -> Option<Outgoing<'a>> {
+        self.tap.as_ref()?;
+        let tag = match forward.vlan {
+            None => Ok(TagEdit::Keep),
+            Some(vlan) => self.uplink.egress(vlan)?,
+        };
+        let dscp = forward.dscp;
+        let outgoing = tag.and_then(|tag| {
+            Outgoing::new(payload, Rewrite { tag, dscp }).ok_or(DropReason::Oversize)
+        });
+        let outgoing = outgoing.map_err(|reason| self.counters.dropped(reason));
+        outgoing.ok()
+    }
+
+    /// What frames of the port may leave unfinished.
+    pub(super) fn offloads(&self) -> Offloads {
+        self.tap.as_ref().map_or(OFFLOADING, Tap::offloads)
+    }
+
+    /// Writes header and frame to the TAP; without one nothing is written.
+    pub(super) fn write(&self, pieces: [&[u8]; 2]) {
+        let Some(tap) = &self.tap else { return };
+        match tap.write(pieces) {
             Ok(()) => self.counters.sent_frames.add(1),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.counters.dropped_full.add(1);
             }
             Err(error) => {
                 self.counters.dropped_refused.add(1);
-                tracing::trace!(%error, tap = self.config.tap, "frame refused");
+                tracing::trace!(%error, tap = tap.name(), "frame refused");
             }
         }
     }
@@ -409,7 +486,7 @@ impl PortShared {
                 self.dropped_with_session(device, 1);
                 continue;
             }
-            self.write(&payload);
+            self.write([&[], &payload]);
             let blocks = blocks(payload.len());
             let same = |known: &LaneSet| {
                 known.device() == lanes.device() && known.epoch() == lanes.epoch()
@@ -430,8 +507,9 @@ impl PortShared {
         }
     }
 
-    /// The port's thread.
+    /// The thread of a port with a TAP.
     fn serve(&self) {
+        let Some(tap) = &self.tap else { return };
         let mut arrivals = Arrivals {
             payload: vec![0; PAYLOAD_BYTES_MAX],
             waiting_bytes: None,
@@ -446,7 +524,7 @@ impl PortShared {
                 fds.push(PollFd::new(wire.timer(), PollFlags::POLLIN));
             }
             if reads {
-                fds.push(PollFd::new(self.tap.as_fd(), PollFlags::POLLIN));
+                fds.push(PollFd::new(tap.as_fd(), PollFlags::POLLIN));
             }
             let timeout = again_at.map(|time: MonotonicTime| {
                 let wait = time.saturating_duration_since(now());
@@ -468,7 +546,7 @@ impl PortShared {
             }
             let readable = reads && fds.last().is_some_and(rang);
             if readable || arrivals.waiting_bytes.is_some() {
-                match self.take_arrivals(&mut arrivals) {
+                match self.take_arrivals(tap, &mut arrivals) {
                     Ok(again) => again_at = again,
                     Err(error) => {
                         self.failed(&error);
@@ -483,16 +561,20 @@ impl PortShared {
     /// The interface was deleted, or the kernel is out of resources: the port is down, its vNICs
     /// still reach each other.
     fn failed(&self, error: &io::Error) {
-        let (port, tap) = (self.config.port, &self.config.tap);
+        let (port, tap) = (self.config.port, self.tap.as_ref().map(Tap::name));
         tracing::error!(%port, tap, %error, "ethernet port failed, restart the director");
     }
 
     /// Takes frames from the LAN as long as the wire carries them; when to go on if it does not.
-    fn take_arrivals(&self, arrivals: &mut Arrivals) -> io::Result<Option<MonotonicTime>> {
+    fn take_arrivals(
+        &self,
+        tap: &Tap,
+        arrivals: &mut Arrivals,
+    ) -> io::Result<Option<MonotonicTime>> {
         let mut touched: BTreeMap<DeviceId, LaneSet> = BTreeMap::new();
         let mut taken = Ok(None);
         for _ in 0..BATCH_FRAMES_MAX {
-            match self.take_arrival(arrivals, &mut touched) {
+            match self.take_arrival(tap, arrivals, &mut touched) {
                 Ok(None) => {}
                 Ok(Some(Pause::Wire(time))) => {
                     taken = Ok(Some(time));
@@ -514,12 +596,13 @@ impl PortShared {
 
     fn take_arrival(
         &self,
+        tap: &Tap,
         arrivals: &mut Arrivals,
         touched: &mut BTreeMap<DeviceId, LaneSet>,
     ) -> io::Result<Option<Pause>> {
         let bytes = match arrivals.waiting_bytes {
             Some(bytes) => bytes,
-            None => match self.tap.read(&mut arrivals.payload) {
+            None => match tap.read(&mut arrivals.payload) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(Some(Pause::Empty));
@@ -552,18 +635,13 @@ impl PortShared {
         counters.received_frames.add(1);
         let valid = VirtioNetHeader::split(payload)
             .filter(|(header, frame)| header.check(frame.len(), Offloads::ALL).is_ok());
-        let Some((_, frame)) = valid else {
+        let Some((header, frame)) = valid else {
             counters.dropped_malformed.add(1);
             return Vec::new();
         };
-        match self.forward(Source::Uplink, frame) {
-            Ok(destination) => return self.send(Source::Uplink, destination, payload),
-            Err(DropReason::OwnSource) => counters.dropped_own_source.add(1),
-            Err(DropReason::GroupSource) => counters.dropped_group_source.add(1),
-            Err(DropReason::NotHere) => counters.dropped_not_here.add(1),
-            Err(DropReason::Runt | DropReason::ForeignSource | DropReason::OwnDestination) => {
-                counters.dropped_malformed.add(1);
-            }
+        match self.forward(Source::Uplink, &header, frame) {
+            Ok(forward) => return self.send(Source::Uplink, &forward, payload),
+            Err(reason) => counters.dropped(reason),
         }
         Vec::new()
     }

@@ -16,13 +16,27 @@
 //!
 //! Dropped: a vNIC with another's source address, the uplink with a vNIC's source address (a
 //! reflection, or a stolen address), group source addresses, frames to their own sender.
+//!
+//! On a private port there is no uplink: what would go there only is dropped. An isolated vNIC
+//! reaches only the uplink, and of the vNICs of its port none reaches it.
+//!
+//! Once a vNIC names VLANs the table holds within each VLAN ([`super::vlan`]): who is not in a
+//! frame's VLAN does not get it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
-use fabric_config::MacAddress;
+use fabric_config::{EthernetPortConfig, MacAddress};
+use fabric_payload::ethernet::VirtioNetHeader;
 use fabric_transport::DeviceId;
 use qos::MonotonicTime;
+
+use super::access_list::Mark;
+use super::policy::Policy;
+use super::rewrite::DscpEdit;
+use super::storm::Storm;
+use super::vlan::{InVlan, Membership};
 
 /// Outside stations that are remembered at most; the oldest half goes when there are more.
 pub const LEARNED_MAX: usize = 4096;
@@ -30,7 +44,7 @@ pub const LEARNED_MAX: usize = 4096;
 pub const AGE_MAX: Duration = Duration::from_secs(300);
 
 /// Where a frame comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// A vNIC.
     Vnic(DeviceId),
@@ -49,6 +63,17 @@ pub enum Destination {
     Flood,
 }
 
+/// A frame that goes somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// Where to, as far as its VLAN goes there.
+    pub to: Destination,
+    /// `None` on a port of which no vNIC names VLANs.
+    pub vlan: Option<InVlan>,
+    /// What the sender's access list makes of it.
+    pub dscp: Option<DscpEdit>,
+}
+
 /// Why a frame goes nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropReason {
@@ -64,44 +89,88 @@ pub enum DropReason {
     OwnDestination,
     /// From outside, to a station that is not here.
     NotHere,
+    /// In a VLAN that does not go there.
+    Vlan,
+    /// With a second tag where one must go.
+    DoubleTag,
+    /// The checksum would be written into the frame's header.
+    ChecksumInHeader,
+    /// With its tag longer than a frame may be.
+    Oversize,
+    /// A check would have to read what it cannot.
+    Unreadable,
+    /// From an address that is not the vNIC's.
+    Address,
+    /// What only DHCP servers and routers say.
+    Server,
+    /// Between vNICs of which one is isolated.
+    Isolated,
+    /// The access list of its sender, or of its receiver.
+    Access,
+    /// More to all stations than the limit allows.
+    Broadcast,
+    /// More to groups than the limit allows.
+    Multicast,
+}
+
+/// A vNIC.
+#[derive(Debug)]
+struct Station {
+    policy: Arc<Policy>,
+    storm: Storm,
 }
 
 /// The addresses of one port.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Switch {
-    vnics: BTreeMap<DeviceId, MacAddress>,
+    vnics: BTreeMap<DeviceId, Station>,
     by_address: HashMap<MacAddress, DeviceId>,
+    /// A vNIC names VLANs.
+    knows_vlans: bool,
+    uplink: Membership,
+    /// Of what comes from the uplink.
+    storm: Storm,
+    is_private: bool,
     outside: HashMap<MacAddress, MonotonicTime>,
 }
 
 impl Switch {
-    /// A switch with these vNICs.
+    /// The switch of this port, without vNICs.
     #[must_use]
-    pub fn new(vnics: impl IntoIterator<Item = (DeviceId, MacAddress)>) -> Self {
-        let vnics: BTreeMap<_, _> = vnics.into_iter().collect();
-        let by_address = vnics.iter().map(|(device, mac)| (*mac, *device)).collect();
+    pub fn new(port: &EthernetPortConfig) -> Self {
         Self {
-            vnics,
-            by_address,
+            vnics: BTreeMap::new(),
+            by_address: HashMap::new(),
+            knows_vlans: false,
+            uplink: Membership::uplink(port.native_vlan),
             outside: HashMap::new(),
+            storm: Storm::new(port.storm),
+            is_private: port.tap.is_none(),
         }
     }
 
-    /// Adds a vNIC.
-    pub fn insert(&mut self, device: DeviceId, mac: MacAddress) {
+    /// Adds a vNIC. The switch knows VLANs from the first one that names some.
+    pub fn insert(&mut self, device: DeviceId, policy: Arc<Policy>) {
         self.remove(device);
-        self.vnics.insert(device, mac);
-        self.by_address.insert(mac, device);
+        self.by_address.insert(policy.mac, device);
+        let storm = Storm::new(policy.storm);
+        self.vnics.insert(device, Station { policy, storm });
+        self.look_for_vlans();
     }
 
     /// Removes a vNIC: its address may be anybody's.
     pub fn remove(&mut self, device: DeviceId) {
-        if let Some(mac) = self.vnics.remove(&device) {
-            self.by_address.remove(&mac);
+        if let Some(vnic) = self.vnics.remove(&device) {
+            self.by_address.remove(&vnic.policy.mac);
+            self.look_for_vlans();
         }
     }
 
-    /// Where `frame` goes, which begins with its destination address.
+    fn look_for_vlans(&mut self) {
+        self.knows_vlans = self.vnics.values().any(|vnic| vnic.policy.names_vlans);
+    }
+
+    /// Where `frame` goes, which begins with its destination address and has `header` in front.
     ///
     /// # Errors
     /// Why it is dropped.
@@ -109,16 +178,19 @@ impl Switch {
         &mut self,
         now: MonotonicTime,
         source: Source,
+        header: &VirtioNetHeader,
         frame: &[u8],
-    ) -> Result<Destination, DropReason> {
+    ) -> Result<Forward, DropReason> {
         let (to, rest) = frame.split_first_chunk::<6>().ok_or(DropReason::Runt)?;
         let (from, _) = rest.split_first_chunk::<6>().ok_or(DropReason::Runt)?;
         let (to, from) = (MacAddress(*to), MacAddress(*from));
-        match source {
+        let (membership, access) = match source {
             Source::Vnic(device) => {
-                if self.vnics.get(&device) != Some(&from) {
-                    return Err(DropReason::ForeignSource);
-                }
+                let vnic = self.vnics.get(&device).map(|vnic| &vnic.policy);
+                let vnic = vnic.filter(|vnic| vnic.mac == from);
+                let vnic = vnic.ok_or(DropReason::ForeignSource)?;
+                vnic.guard.check(header, frame)?;
+                (&vnic.membership, vnic.access_in.as_ref())
             }
             Source::Uplink => {
                 if !from.is_unicast() {
@@ -127,19 +199,82 @@ impl Switch {
                 if self.by_address.contains_key(&from) {
                     return Err(DropReason::OwnSource);
                 }
-                self.learn(now, from);
+                (&self.uplink, None)
             }
+        };
+        let mut vlan = match self.knows_vlans {
+            true => Some(membership.admit(header, frame)?),
+            false => None,
+        };
+        let mark = match access {
+            Some(list) => list.judge(header, frame, vlan)?,
+            None => Mark::default(),
+        };
+        if let (Some(vlan), Some(priority)) = (&mut vlan, mark.priority) {
+            *vlan = vlan.with_priority(priority);
+        }
+        if source == Source::Uplink {
+            self.learn(now, from);
         }
         let [first, ..] = to.0;
-        if first & 1 != 0 {
+        let to = if first & 1 == 0 {
+            self.station(source, to, vlan)?
+        } else {
+            self.group(now, source, to)?
+        };
+        Ok(Forward {
+            to,
+            vlan,
+            dscp: mark.dscp,
+        })
+    }
+
+    fn group(
+        &mut self,
+        now: MonotonicTime,
+        source: Source,
+        to: MacAddress,
+    ) -> Result<Destination, DropReason> {
+        let Source::Vnic(device) = source else {
+            self.storm.pass(now, to)?;
             return Ok(Destination::Flood);
+        };
+        let vnic = self.vnics.get_mut(&device);
+        let vnic = vnic.ok_or(DropReason::ForeignSource)?;
+        vnic.storm.pass(now, to)?;
+        Ok(match vnic.policy.isolated {
+            true => Destination::Uplink,
+            false => Destination::Flood,
+        })
+    }
+
+    fn station(
+        &self,
+        source: Source,
+        to: MacAddress,
+        vlan: Option<InVlan>,
+    ) -> Result<Destination, DropReason> {
+        let Some(device) = self.by_address.get(&to) else {
+            return match source {
+                Source::Vnic(_) if !self.is_private => Ok(Destination::Uplink),
+                _ => Err(DropReason::NotHere),
+            };
+        };
+        if source == Source::Vnic(*device) {
+            return Err(DropReason::OwnDestination);
         }
-        match (self.by_address.get(&to), source) {
-            (Some(device), Source::Vnic(own)) if *device == own => Err(DropReason::OwnDestination),
-            (Some(device), _) => Ok(Destination::Vnic(*device)),
-            (None, Source::Vnic(_)) => Ok(Destination::Uplink),
-            (None, Source::Uplink) => Err(DropReason::NotHere),
+        let policy = |device| self.vnics.get(device).map(|vnic: &Station| &vnic.policy);
+        let receiver = policy(device).ok_or(DropReason::NotHere)?;
+        if let Source::Vnic(sender) = &source
+            && (receiver.isolated || policy(sender).is_some_and(|sender| sender.isolated))
+        {
+            return Err(DropReason::Isolated);
         }
+        // A known address is nowhere else: outside nobody would take the frame.
+        if vlan.is_some_and(|vlan| receiver.membership.egress(vlan).is_none()) {
+            return Err(DropReason::Vlan);
+        }
+        Ok(Destination::Vnic(*device))
     }
 
     /// The outside stations that were heard within [`AGE_MAX`].
@@ -174,6 +309,7 @@ impl Switch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fabric_config::StormLimits;
     use proptest::prelude::*;
 
     const A: DeviceId = DeviceId(1);
@@ -188,14 +324,45 @@ mod tests {
         [&to.0[..], &from.0, &[8, 0]].concat()
     }
 
+    fn port() -> EthernetPortConfig {
+        EthernetPortConfig {
+            port: "10/1".parse().unwrap(),
+            tap: Some("tap0".to_owned()),
+            offloads: true,
+            mtu: 1500,
+            budget: None,
+            native_vlan: None,
+            storm: StormLimits::default(),
+        }
+    }
+
     fn switch() -> Switch {
-        Switch::new([(A, mac(1)), (B, mac(2))])
+        let mut switch = Switch::new(&port());
+        switch.insert(A, Arc::new(Policy::plain(mac(1))));
+        switch.insert(B, Arc::new(Policy::plain(mac(2))));
+        switch
+    }
+
+    impl Switch {
+        fn to(&mut self, source: Source, frame: &[u8]) -> Result<Destination, DropReason> {
+            self.at(NOW, source, frame)
+        }
+
+        fn at(
+            &mut self,
+            now: MonotonicTime,
+            source: Source,
+            frame: &[u8],
+        ) -> Result<Destination, DropReason> {
+            let forward = self.forward(now, source, &VirtioNetHeader::default(), frame);
+            forward.map(|forward| forward.to)
+        }
     }
 
     #[test]
     fn frames_go_where_the_table_says() {
         let mut switch = switch();
-        let mut go = |source, to, from| switch.forward(NOW, source, &frame(to, from));
+        let mut go = |source, to, from| switch.to(source, &frame(to, from));
         let group = MacAddress([0x33, 0x33, 0, 0, 0, 1]);
         assert_eq!(
             go(Source::Vnic(A), mac(2), mac(1)),
@@ -215,7 +382,7 @@ mod tests {
     #[test]
     fn n09_addresses_of_others_are_dropped() {
         let mut switch = switch();
-        let mut go = |source, to, from| switch.forward(NOW, source, &frame(to, from));
+        let mut go = |source, to, from| switch.to(source, &frame(to, from));
         assert_eq!(
             go(Source::Vnic(A), mac(9), mac(2)),
             Err(DropReason::ForeignSource)
@@ -236,10 +403,7 @@ mod tests {
             go(Source::Uplink, mac(1), MacAddress::BROADCAST),
             Err(DropReason::GroupSource)
         );
-        assert_eq!(
-            switch.forward(NOW, Source::Uplink, &[2; 11]),
-            Err(DropReason::Runt)
-        );
+        assert_eq!(switch.to(Source::Uplink, &[2; 11]), Err(DropReason::Runt));
         assert!(switch.outside(NOW).is_empty());
     }
 
@@ -248,22 +412,20 @@ mod tests {
         let mut switch = switch();
         switch.remove(A);
         let from_b = frame(mac(1), mac(2));
-        let forwarded = switch.forward(NOW, Source::Vnic(B), &from_b);
+        let forwarded = switch.to(Source::Vnic(B), &from_b);
         assert_eq!(forwarded, Ok(Destination::Uplink));
-        let forwarded = switch.forward(NOW, Source::Vnic(A), &frame(mac(2), mac(1)));
+        let forwarded = switch.to(Source::Vnic(A), &frame(mac(2), mac(1)));
         assert_eq!(forwarded, Err(DropReason::ForeignSource));
         let other = DeviceId(7);
-        switch.insert(other, mac(1));
-        let forwarded = switch.forward(NOW, Source::Vnic(B), &from_b);
+        switch.insert(other, Arc::new(Policy::plain(mac(1))));
+        let forwarded = switch.to(Source::Vnic(B), &from_b);
         assert_eq!(forwarded, Ok(Destination::Vnic(other)));
     }
 
     #[test]
     fn outside_stations_age() {
         let mut switch = switch();
-        switch
-            .forward(NOW, Source::Uplink, &frame(mac(1), mac(9)))
-            .unwrap();
+        switch.to(Source::Uplink, &frame(mac(1), mac(9))).unwrap();
         let at_age = NOW.saturating_add(AGE_MAX);
         assert_eq!(switch.outside(at_age), [mac(9)]);
         assert!(
@@ -281,7 +443,7 @@ mod tests {
             let from = MacAddress([6, 0, a, b, c, d]);
             let now = MonotonicTime::from_nanos(u64::from(number) / 3);
             switch
-                .forward(now, Source::Uplink, &frame(mac(1), from))
+                .at(now, Source::Uplink, &frame(mac(1), from))
                 .unwrap();
             assert!(switch.outside.len() <= LEARNED_MAX);
         }
@@ -295,10 +457,10 @@ mod tests {
             let to = MacAddress([if group { 3 } else { 2 }, 0, 0, 0, 0, to]);
             let source = match source { 0 => Source::Uplink, n => Source::Vnic(DeviceId(n.into())) };
             let mut switch = switch();
-            match switch.forward(NOW, source, &frame(to, mac(from))) {
+            match switch.to(source, &frame(to, mac(from))) {
                 Ok(Destination::Vnic(device)) => {
                     prop_assert!(source != Source::Vnic(device));
-                    prop_assert_eq!(switch.vnics.get(&device), Some(&to));
+                    prop_assert_eq!(switch.vnics.get(&device).map(|vnic| vnic.policy.mac), Some(to));
                 }
                 Ok(Destination::Uplink) => prop_assert!(source != Source::Uplink),
                 Ok(Destination::Flood) => prop_assert!(group),

@@ -5,16 +5,23 @@
 //! long as the value, unless somebody made it persistent before.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use fabric_payload::ethernet::{HEADER_BYTES, Offloads};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::uio::writev;
 
 use super::sys;
 
 const TUN: &str = "/dev/net/tun";
+
+/// What frames may leave unfinished on an interface with a virtio-net header.
+pub(super) const OFFLOADING: Offloads = Offloads {
+    uso: false,
+    ..Offloads::ALL
+};
 
 /// Why a TAP interface cannot be opened; ends with the next step.
 #[derive(Debug, thiserror::Error)]
@@ -116,10 +123,7 @@ impl Tap {
     #[must_use]
     pub fn offloads(&self) -> Offloads {
         match self.medium {
-            Medium::Offloading(_) => Offloads {
-                uso: false,
-                ..Offloads::ALL
-            },
+            Medium::Offloading(_) => OFFLOADING,
             Medium::Plain(_) => Offloads::default(),
         }
     }
@@ -148,15 +152,24 @@ impl Tap {
         }
     }
 
-    /// Writes one header and frame, whole or not at all.
+    /// Writes one header and frame in two pieces, whole or not at all. The first is empty or begins
+    /// with the header.
     ///
     /// # Errors
     /// `WouldBlock` when the queue is full; any other: the kernel refused this frame.
-    pub fn write(&self, payload: &[u8]) -> io::Result<()> {
-        match &self.medium {
-            Medium::Offloading(file) => (&mut &*file).write(payload),
-            Medium::Plain(interface) => {
-                interface.send(payload.get(HEADER_BYTES..).unwrap_or_default())
+    pub fn write(&self, pieces: [&[u8]; 2]) -> io::Result<()> {
+        let [head, tail] = pieces;
+        match (&self.medium, head.is_empty()) {
+            (Medium::Offloading(file), true) => (&mut &*file).write(tail),
+            (Medium::Offloading(file), false) => {
+                (&mut &*file).write_vectored(&pieces.map(IoSlice::new))
+            }
+            (Medium::Plain(interface), true) => {
+                interface.send(tail.get(HEADER_BYTES..).unwrap_or_default())
+            }
+            (Medium::Plain(_), false) => {
+                let head = head.get(HEADER_BYTES..).unwrap_or_default();
+                Ok(writev(self, &[head, tail].map(IoSlice::new))?)
             }
         }
         .map(drop)

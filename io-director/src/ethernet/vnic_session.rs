@@ -7,7 +7,7 @@ use fabric_payload::ethernet::{ETHERNET_HEADER_BYTES, VirtioNetHeader};
 use fabric_transport::{DeviceId, LaneClient, LaneSet, Receipt, VirtualLane};
 
 use super::port::{HeldFrame, PortShared, Vnic, charge_bytes};
-use super::switch::{Destination, DropReason, Source};
+use super::switch::{Destination, Forward, Source};
 use fabric_transport::acceptor::epoch_is_later;
 
 /// Two VLAN tags may stand between the addresses and what the MTU counts.
@@ -41,24 +41,31 @@ impl VnicSession {
 
     fn receive_guest(&self, vnic: &Vnic, payload: &[u8]) -> Receipt {
         match self.switch_guest(vnic, payload) {
-            Some(Destination::Uplink | Destination::Flood) => self.transmit(vnic, payload),
-            Some(Destination::Vnic(_)) | None => Receipt::Consumed,
+            Some(forward) if !matches!(forward.to, Destination::Vnic(_)) => {
+                self.transmit(vnic, payload, &forward)
+            }
+            Some(_) | None => Receipt::Consumed,
         }
     }
 
     /// Sends a frame to the LAN, now or when it is its turn.
-    fn transmit(&self, vnic: &Vnic, payload: &[u8]) -> Receipt {
-        let (Some(wire), Some(lanes)) = (&self.shared.wire, self.lanes.get()) else {
-            self.shared.write(payload);
+    fn transmit(&self, vnic: &Vnic, payload: &[u8], forward: &Forward) -> Receipt {
+        let Some(outgoing) = self.shared.outgoing(payload, forward) else {
             return Receipt::Consumed;
         };
+        let pieces = outgoing.pieces();
+        let (Some(wire), Some(lanes)) = (&self.shared.wire, self.lanes.get()) else {
+            self.shared.write(pieces);
+            return Receipt::Consumed;
+        };
+        let payload = pieces.concat();
+        let bytes = charge_bytes(&payload);
         let frame = HeldFrame {
             device: self.device,
-            payload: payload.to_vec(),
+            payload,
             lanes: lanes.clone(),
             stale: self.stale.clone(),
         };
-        let bytes = charge_bytes(payload);
         match wire.with(|wire, now| wire.enqueue(now, self.device, bytes, frame)) {
             Ok(()) => Receipt::Held,
             Err(_frame) => {
@@ -69,14 +76,11 @@ impl VnicSession {
         }
     }
 
-    /// Checks a frame, sends it to other vNICs, and returns where it is for.
-    fn switch_guest(&self, vnic: &Vnic, payload: &[u8]) -> Option<Destination> {
+    /// Checks a frame, sends it to other vNICs, and returns where it goes.
+    fn switch_guest(&self, vnic: &Vnic, payload: &[u8]) -> Option<Forward> {
         let counters = &vnic.counters;
-        let valid = VirtioNetHeader::split(payload).filter(|(header, frame)| {
-            header
-                .check(frame.len(), self.shared.tap.offloads())
-                .is_ok()
-        });
+        let valid = VirtioNetHeader::split(payload)
+            .filter(|(header, frame)| header.check(frame.len(), self.shared.offloads()).is_ok());
         let Some((header, frame)) = valid else {
             counters.dropped_malformed.add(1);
             return None;
@@ -97,23 +101,16 @@ impl VnicSession {
             return None;
         }
         let source = Source::Vnic(self.device);
-        match self.shared.forward(source, frame) {
-            Ok(destination) => {
+        match self.shared.forward(source, &header, frame) {
+            Ok(forward) => {
                 counters.ingress_frames.add(1);
                 counters.ingress_bytes.add_bytes(frame.len());
-                for lanes in self.shared.send(source, destination, payload) {
+                for lanes in self.shared.send(source, &forward, payload) {
                     lanes.flush();
                 }
-                return Some(destination);
+                return Some(forward);
             }
-            Err(DropReason::ForeignSource) => counters.dropped_foreign_source.add(1),
-            Err(DropReason::OwnDestination) => counters.dropped_own_destination.add(1),
-            Err(
-                DropReason::Runt
-                | DropReason::OwnSource
-                | DropReason::GroupSource
-                | DropReason::NotHere,
-            ) => counters.dropped_malformed.add(1),
+            Err(reason) => counters.dropped(reason),
         }
         None
     }

@@ -16,6 +16,7 @@ use super::*;
 use crate::Director;
 
 mod shaping;
+mod switching;
 
 /// A failed expectation, not a measure.
 const PATIENCE: Duration = Duration::from_secs(20);
