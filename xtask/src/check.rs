@@ -82,6 +82,12 @@ const LAYERS: &[(&str, &[&str])] = &[
             "lab-program",
         ],
     ),
+    ("controller-api", &[]),
+    (
+        "controller",
+        &["qos", "qos-monitor", "fabric-config", "controller-api"],
+    ),
+    ("fabricctl", &["controller-api"]),
     ("orimono-qemu", &["guest-init"]),
     (
         "host-agent",
@@ -109,6 +115,7 @@ const CORES: &[&str] = &[
     "fabric-transport/src/session",
     "edge-switch/src/relay",
     "iscsi-initiator/src/session",
+    "controller/src/model",
 ];
 
 /// What a pure core must not name.

@@ -1,0 +1,64 @@
+//! Files of nodes, and what becomes of those that are silent.
+
+use std::fs;
+
+use super::*;
+
+fn desired(text: &str) -> Desired {
+    let rendered = Rendered {
+        text: text.to_owned(),
+        nodes: vec!["d1".to_owned(), "h1".to_owned()],
+    };
+    Desired {
+        revision: 1,
+        files: BTreeMap::from([("d1".to_owned(), rendered)]),
+    }
+}
+
+#[test]
+fn every_node_has_its_file_and_a_silent_one_keeps_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let reports = round(&desired("a"), folder.path(), &Reports::default());
+    for node in ["d1", "h1"] {
+        assert_eq!(
+            fs::read_to_string(folder.path().join(node).join("lab.toml")).unwrap(),
+            "a"
+        );
+        assert!(reports.is_up(node).is_none());
+    }
+    assert!(reports.alarms().is_empty());
+    let nothing = Desired {
+        revision: 2,
+        files: BTreeMap::new(),
+    };
+    round(&nothing, folder.path(), &reports);
+    assert!(folder.path().join("h1/lab.toml").exists());
+}
+
+#[test]
+fn a_socket_that_nobody_answers_at_is_an_alarm_since_it_was_found() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir_all(folder.path().join("h1")).unwrap();
+    fs::write(folder.path().join("h1/control.sock"), "").unwrap();
+    let first = round(&desired("a"), folder.path(), &Reports::default());
+    let second = round(&desired("a"), folder.path(), &first);
+    assert_eq!(first.alarms(), second.alarms());
+    let [alarm] = &second.alarms()[..] else {
+        panic!("{:?}", second.alarms())
+    };
+    assert_eq!(alarm.object, "node h1");
+    assert!(matches!(second.is_up("h1"), Some(Err(_))));
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_an_alarm() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("d1"), "a file where a folder should be").unwrap();
+    let reports = round(&desired("a"), folder.path(), &Reports::default());
+    assert!(
+        reports
+            .alarms()
+            .iter()
+            .any(|alarm| alarm.problem.contains("cannot be written"))
+    );
+}
