@@ -8,10 +8,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use fabricctl::client::Client;
 use fabricctl::language::Token;
+use fabricctl::manual;
+use fabricctl::plan::Site;
 use fabricctl::session::{Flow, Options, Session};
+
+mod shell;
 
 /// Asks and changes the controller of a fabric
 ///
@@ -57,6 +62,19 @@ enum Task {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Says what a site takes and costs, without a fabric and with one
+    Plan {
+        /// The site; fabricctl/samples has one
+        #[arg(value_name = "FILE")]
+        site: PathBuf,
+    },
+    /// Writes what completes words in a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Writes the man page
+    Man,
     /// A line of the language
     #[command(external_subcommand)]
     Line(Vec<String>),
@@ -80,7 +98,8 @@ fn run(arguments: Arguments) -> Result<()> {
         lenient: arguments.lenient,
         dry_run: arguments.dry_run || also_dry,
     };
-    let client = Client::new(&arguments.socket, arguments.acting_for);
+    let connect = || Client::new(&arguments.socket, arguments.acting_for.clone());
+    let client = connect();
     let mut session = Session::new(client, options, confirm);
     if let Some(file) = arguments.script {
         let text = std::fs::read_to_string(&file)
@@ -89,7 +108,19 @@ fn run(arguments: Arguments) -> Result<()> {
     }
     match arguments.command {
         Some(Task::Apply { file, .. }) => print(&session.apply(&file)?),
+        Some(Task::Plan { site }) => {
+            let text = std::fs::read_to_string(&site)
+                .with_context(|| format!("site {} cannot be read", site.display()))?;
+            let plan: Site = toml::from_str(&text)
+                .with_context(|| format!("site {} is not complete", site.display()))?;
+            print(&plan.text());
+        }
+        Some(Task::Completions { shell }) => {
+            manual::completions(Arguments::command(), shell, &mut std::io::stdout());
+        }
+        Some(Task::Man) => manual::man(Arguments::command(), &mut std::io::stdout())?,
         Some(Task::Line(words)) => one(&mut session, &words)?,
+        None if std::io::stdin().is_terminal() => shell::run(&mut session, connect())?,
         None => lines(&mut session)?,
     }
     Ok(())

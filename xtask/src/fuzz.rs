@@ -42,6 +42,7 @@ enum Target {
     VhbaRequest,
     VhbaControl,
     VnicReceive,
+    CommandLanguage,
 }
 
 impl Target {
@@ -127,6 +128,11 @@ impl Target {
                 "vnic-backend",
                 "--lib",
                 "receive::tests::p01_any_damaged_frame_is_fitted_or_dropped",
+            ),
+            Self::CommandLanguage => (
+                "fabricctl",
+                "--lib",
+                "language::tests::any_line_is_answered",
             ),
         };
         [package, place, test]

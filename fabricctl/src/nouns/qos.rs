@@ -14,7 +14,7 @@ const RATES: &[Opt] = &[
 
 pub(super) const QOS_NETWORK: Noun = Noun {
     kind: Kind::QosNetwork,
-    names: &[&["qos", "network"]],
+    names: &[&["qos", "network"], &["qos-network"]],
     filler: &["policer"],
     about: "a rate of vNICs",
     example: "policer gold/web -cir=200m -pir=500m",
@@ -25,7 +25,7 @@ pub(super) const QOS_NETWORK: Noun = Noun {
 
 pub(super) const QOS_SAN: Noun = Noun {
     kind: Kind::QosSan,
-    names: &[&["qos", "san"]],
+    names: &[&["qos", "san"], &["qos-san"]],
     filler: &["shaper"],
     about: "a rate of vHBAs",
     example: "tape/slow -cir=50m -pir=125m",
