@@ -53,6 +53,9 @@ fn vnic_status(model: &Model, reports: &Reports, name: &str, vnic: &Vnic) -> Sta
     };
     let mut status = device_status(model, reports, name, vnic.admin, end, resolve);
     status.pending = not_handed_out(vnic);
+    status
+        .pending
+        .extend(reports.pending(&format!("vnic {name}")));
     status.drift = model.drift(Kind::Vnic, name);
     status
 }
@@ -64,6 +67,9 @@ fn vhba_status(model: &Model, reports: &Reports, name: &str, vhba: &Vhba) -> Sta
         let reason = "directors do not know it yet".to_owned();
         status.pending.insert("map".to_owned(), reason);
     }
+    status
+        .pending
+        .extend(reports.pending(&format!("vhba {name}")));
     status.drift = model.drift(Kind::Vhba, name);
     status
 }

@@ -24,7 +24,7 @@ const HOST_RATE: &str = "10g";
 pub(crate) struct Keys {
     /// `addr-type`, `ip-addr`, `netmask`, `gateway` of a vNIC.
     pub(crate) addresses: bool,
-    /// `vlan`, `vlans` of a vNIC.
+    /// `vlan`, `vlans`, `isolated` of a vNIC.
     pub(crate) vlans: bool,
 }
 
@@ -415,6 +415,7 @@ impl Model {
         }
         if KEYS.vlans {
             self.put_vlans(&mut table, vnic);
+            put_true(&mut table, "isolated", vnic.private);
         }
         table
     }
@@ -500,8 +501,8 @@ pub(crate) fn not_handed_out(vnic: &Vnic) -> BTreeMap<String, String> {
         note(vnic.mode == VnicMode::Trunk, "mode");
         note(vnic.access_vlan.is_some(), "access-vlan");
         note(!vnic.allowed_vlans.is_empty(), "allowed-vlans");
+        note(vnic.private, "private");
     }
-    note(vnic.private, "private");
     fields
 }
 

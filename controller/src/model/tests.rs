@@ -451,7 +451,7 @@ fn keys_are_those_of_the_lab_file() {
     };
     assert!(known(""), "the lab file of this test is wrong");
     assert_eq!(known("addr-type = \"dhcp\""), render::KEYS.addresses);
-    assert_eq!(known("vlan = 100"), render::KEYS.vlans);
+    assert_eq!(known("vlan = 100\nisolated = true"), render::KEYS.vlans);
 }
 
 /// A name out of few, so that commands meet.

@@ -5,12 +5,13 @@
 //! | file | written by | what |
 //! | --- | --- | --- |
 //! | `lab.toml` | controller | what its director and all its hosts are to be; replaced as a whole |
-//! | `pid` | who starts the program, if it takes SIGHUP | who is told that the file is new |
-//! | `control.sock` | the program, by `--control` | is asked which devices are there |
+//! | `control.sock` | the program, by `--control` | takes the file anew, says which devices are there |
+//! | `pid` | who starts the program, if it takes SIGHUP | is told in place of a socket that cannot |
 //!
 //! The programs go on without the controller, and nothing is taken from them but by a command: a node
 //! that does not answer is not reported, and its file stays.
 
+mod apply;
 mod files;
 mod reports;
 
@@ -85,12 +86,22 @@ fn round(desired: &Desired, folder: &Path, before: &Reports) -> Reports {
     for (node, text) in desired.nodes() {
         let place = folder.join(node);
         let written = files::replace(&place, text);
-        match &written {
-            Ok(true) => tracing::info!(node, revision = desired.revision, "has a new lab file"),
-            Ok(false) => {}
-            Err(error) => tracing::error!(node, %error, "cannot be told"),
+        let told = match written {
+            // Who comes up, or was told by a controller that then ended, is told again: what is in
+            // force already is no difference.
+            Ok(false) if before.knows(node) => before.told(node),
+            Ok(new) => {
+                if new {
+                    tracing::info!(node, revision = desired.revision, "has a new lab file");
+                }
+                apply::tell(&place)
+            }
+            Err(error) => Err(format!("its lab file cannot be written: {error}")),
+        };
+        if let Err(reason) = &told {
+            tracing::error!(node, reason, "cannot be told");
         }
-        reports.ask(node, &place, written.err(), before);
+        reports.ask(node, &place, told, before);
     }
     reports
 }

@@ -1,13 +1,14 @@
 //! What directors and hosts are, by their own words.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::Path;
 
 use controller_api::Alarm;
 use qos_monitor::Client;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+use super::apply::Pending;
 
 /// What is known of all nodes. Who does not answer is not in it.
 #[derive(Debug, Clone, Default)]
@@ -19,8 +20,8 @@ pub(crate) struct Reports {
 struct Node {
     /// Names of the devices that are there, or why nobody knows.
     devices: Result<BTreeSet<String>, String>,
-    /// Why its lab file could not be written.
-    untold: Option<String>,
+    /// What is not in force of its lab file, or why all of that is not.
+    told: Result<Pending, String>,
     /// Since when it is as it is (RFC 3339).
     since: String,
 }
@@ -31,19 +32,18 @@ impl Reports {
         &mut self,
         node: &str,
         folder: &Path,
-        untold: Option<io::Error>,
+        told: Result<Pending, String>,
         before: &Self,
     ) {
         let socket = folder.join("control.sock");
         let devices = match socket.exists() {
             true => devices(&socket),
             // Nobody ever listened there, or it was stopped in order.
-            false if untold.is_none() => return,
+            false if told.is_ok() => return,
             false => Err("it does not report".to_owned()),
         };
-        let untold = untold.map(|error| error.to_string());
         let old = before.nodes.get(node);
-        let old = old.filter(|old| old.devices.is_ok() == devices.is_ok() && old.untold == untold);
+        let old = old.filter(|old| old.devices.is_ok() == devices.is_ok() && old.told == told);
         let since = old.map(|old| old.since.clone()).unwrap_or_else(|| {
             OffsetDateTime::now_utc()
                 .format(&Rfc3339)
@@ -51,7 +51,7 @@ impl Reports {
         });
         let report = Node {
             devices,
-            untold,
+            told,
             since,
         };
         self.nodes.insert(node.to_owned(), report);
@@ -77,16 +77,43 @@ impl Reports {
         )
     }
 
+    /// Whether a node answered.
+    pub(super) fn knows(&self, node: &str) -> bool {
+        self.nodes
+            .get(node)
+            .is_some_and(|node| node.devices.is_ok())
+    }
+
+    /// What became of the last lab file of a node.
+    pub(super) fn told(&self, node: &str) -> Result<Pending, String> {
+        self.nodes
+            .get(node)
+            .map_or_else(|| Ok(Pending::new()), |node| node.told.clone())
+    }
+
+    /// Fields of an object that are not in force somewhere, and why.
+    pub(crate) fn pending(&self, object: &str) -> BTreeMap<String, String> {
+        let mut fields = BTreeMap::new();
+        for (name, node) in &self.nodes {
+            let of = node
+                .told
+                .as_ref()
+                .ok()
+                .and_then(|pending| pending.get(object));
+            for (field, reason) in of.into_iter().flatten() {
+                fields.insert(field.clone(), format!("{name}: {reason}"));
+            }
+        }
+        fields
+    }
+
     /// What wants attention.
     pub(crate) fn alarms(&self) -> Vec<Alarm> {
         let mut alarms = Vec::new();
         for (name, node) in &self.nodes {
             let silent = node.devices.as_ref().err();
-            let untold = node
-                .untold
-                .as_ref()
-                .map(|error| format!("its lab file cannot be written: {error}"));
-            for problem in silent.cloned().into_iter().chain(untold) {
+            let untold = node.told.as_ref().err();
+            for problem in silent.into_iter().chain(untold).cloned() {
                 alarms.push(Alarm {
                     object: format!("node {name}"),
                     problem,
@@ -101,7 +128,7 @@ impl Reports {
     pub(crate) fn of(host: &str, devices: &[&str]) -> Self {
         let node = Node {
             devices: Ok(devices.iter().map(|name| (*name).to_owned()).collect()),
-            untold: None,
+            told: Ok(Pending::new()),
             since: String::new(),
         };
         Self {

@@ -62,3 +62,62 @@ fn a_folder_that_cannot_be_made_is_an_alarm() {
             .any(|alarm| alarm.problem.contains("cannot be written"))
     );
 }
+
+/// A program that answers every request with one of these lines, in their order.
+fn program(folder: &Path, answers: Vec<&'static str>) -> std::thread::JoinHandle<Vec<String>> {
+    use std::io::{BufRead, BufReader, Write};
+    fs::create_dir_all(folder).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(folder.join("control.sock")).unwrap();
+    std::thread::spawn(move || {
+        let mut asked = Vec::new();
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            asked.push(line.trim().to_owned());
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+        asked
+    })
+}
+
+#[test]
+fn a_program_is_told_once_and_says_of_each_field_what_became_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let answers = vec![
+        "{\"ok\":{\"objects\":[{\"object\":\"vnic a.s1\",\"change\":\"changed\",\
+         \"fields\":[\"mtu\"],\"outcome\":{\"failed\":\"the guest is at it\"}},\
+         {\"object\":\"vnic b.s1\",\"change\":\"added\",\"fields\":[],\"outcome\":\"done\"}]}}\n",
+        "{\"ok\":[]}\n",
+        "{\"ok\":[]}\n",
+    ];
+    let program = program(&folder.path().join("h1"), answers);
+    let first = round(&desired("a"), folder.path(), &Reports::default());
+    let second = round(&desired("a"), folder.path(), &first);
+    let asked = program.join().unwrap();
+    let (apply, state) = ("{\"command\":\"apply\"}", "{\"command\":\"state\"}");
+    assert_eq!(asked, [apply, state, state]);
+    for reports in [first, second] {
+        let pending = reports.pending("vnic a.s1");
+        assert_eq!(pending["mtu"], "h1: the guest is at it");
+        assert!(reports.pending("vnic b.s1").is_empty());
+        assert_eq!(reports.is_up("h1"), Some(Ok(())));
+    }
+}
+
+#[test]
+fn a_lab_file_that_is_refused_is_an_alarm_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let answers = vec!["{\"error\":\"tls cannot change\"}\n", "{\"ok\":[]}\n"];
+    let program = program(&folder.path().join("h1"), answers);
+    let reports = round(&desired("a"), folder.path(), &Reports::default());
+    program.join().unwrap();
+    let [alarm] = &reports.alarms()[..] else {
+        panic!("{:?}", reports.alarms())
+    };
+    assert!(
+        alarm.problem.contains("tls cannot change"),
+        "{}",
+        alarm.problem
+    );
+}

@@ -92,10 +92,15 @@ fn text(value: &Value) -> String {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),
         Value::Array(values) => joined(values.iter().map(text)),
-        Value::Object(fields) => joined(fields.iter().map(|(name, value)| match value {
-            // A device in a template: its fields are too many for a table.
-            Value::Object(_) => name.clone(),
-            value => format!("{name}:{}", text(value)),
+        Value::Object(fields) => joined(fields.iter().filter_map(|(name, value)| {
+            match value {
+                // A device in a template: its fields are too many for a table.
+                Value::Object(_) => Some(name.clone()),
+                Value::Bool(false) => None,
+                value => Some(text(value))
+                    .filter(|text| !text.is_empty())
+                    .map(|text| format!("{name}:{text}")),
+            }
         })),
         other => other.to_string(),
     }
@@ -111,6 +116,9 @@ pub fn table(columns: &[&str], rows: Vec<Vec<String>>) -> String {
     table.set_header(columns.iter().copied());
     for row in rows {
         table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
     }
     let mut text = String::new();
     for line in table.lines() {
