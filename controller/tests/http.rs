@@ -1,32 +1,13 @@
 //! The API as any client sees it.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
+mod support;
+
+use std::io::BufRead;
 use std::sync::Arc;
 
 use controller::store::MemoryStore;
 use controller::{Controller, api};
-
-fn send(socket: &Path, request: &str, body: &str) -> BufReader<UnixStream> {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    let length = body.len();
-    write!(
-        stream,
-        "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\n\r\n{body}"
-    )
-    .unwrap();
-    BufReader::new(stream)
-}
-
-fn answer(socket: &Path, request: &str, body: &str) -> String {
-    let mut text = String::new();
-    send(socket, request, body)
-        .read_to_string(&mut text)
-        .unwrap();
-    text
-}
+use support::{answer, send};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn changes_are_told_counted_and_refused_in_one_form() {
