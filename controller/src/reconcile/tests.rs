@@ -1,5 +1,7 @@
 //! Files of nodes, and what becomes of those that are silent.
 
+mod simulated;
+
 use std::fs;
 
 use super::*;
