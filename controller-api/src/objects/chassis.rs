@@ -49,17 +49,6 @@ pub enum IocardKind {
 }
 
 impl IocardKind {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Gigabit4,
-        Self::Gigabit10,
-        Self::TenGigabit,
-        Self::FibreChannel,
-        Self::Fabric,
-        Self::Ethernet,
-        Self::San,
-    ];
-
     /// As it is written.
     #[must_use]
     pub const fn text(self) -> &'static str {

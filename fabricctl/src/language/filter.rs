@@ -52,9 +52,6 @@ pub enum Comparison {
     GreaterOrEqual,
 }
 
-/// Why words are no condition.
-pub type FilterError = LanguageError;
-
 /// Brackets in brackets at most.
 const DEPTH_MAX: usize = 32;
 
@@ -62,8 +59,8 @@ impl Filter {
     /// Reads a condition.
     ///
     /// # Errors
-    /// [`FilterError`].
-    pub fn parse(words: &[String]) -> Result<Self, FilterError> {
+    /// [`LanguageError`].
+    pub fn parse(words: &[String]) -> Result<Self, LanguageError> {
         // Brackets may touch words.
         let mut parts = Vec::new();
         for word in words {
@@ -122,7 +119,7 @@ impl Comparison {
     }
 }
 
-fn either(rest: &mut &[&str], depth: usize) -> Result<Filter, FilterError> {
+fn either(rest: &mut &[&str], depth: usize) -> Result<Filter, LanguageError> {
     let mut left = both(rest, depth)?;
     while let Some((word, after)) = rest.split_first() {
         let join = match *word {
@@ -136,7 +133,7 @@ fn either(rest: &mut &[&str], depth: usize) -> Result<Filter, FilterError> {
     Ok(left)
 }
 
-fn both(rest: &mut &[&str], depth: usize) -> Result<Filter, FilterError> {
+fn both(rest: &mut &[&str], depth: usize) -> Result<Filter, LanguageError> {
     let mut left = condition(rest, depth)?;
     while let Some((&"and", after)) = rest.split_first() {
         *rest = after;
@@ -145,7 +142,7 @@ fn both(rest: &mut &[&str], depth: usize) -> Result<Filter, FilterError> {
     Ok(left)
 }
 
-fn condition(rest: &mut &[&str], depth: usize) -> Result<Filter, FilterError> {
+fn condition(rest: &mut &[&str], depth: usize) -> Result<Filter, LanguageError> {
     if let Some((&"(", after)) = rest.split_first() {
         if depth == DEPTH_MAX {
             return Err(LanguageError::new("too many brackets", "use fewer"));

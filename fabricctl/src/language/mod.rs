@@ -10,7 +10,7 @@ mod parse;
 mod statement;
 mod token;
 
-pub use filter::{Filter, FilterError};
+pub use filter::Filter;
 pub use parse::parse;
 pub use statement::{Cli, Grep, Line, Operation, Show, ShowWhat, Statement, System};
 pub use token::{Token, tokens};
