@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use controller_api::objects::{Vhba, Vnic};
 use controller_api::{AdminState, Kind, OperState, Status};
 
-use crate::model::{Model, Place, Resolved, not_handed_out, profile_of};
+use crate::model::{Model, Place, Resolved, profile_of};
 use crate::reconcile::Reports;
 
 /// The states of all vNICs and vHBAs.
@@ -52,7 +52,6 @@ fn vnic_status(model: &Model, reports: &Reports, name: &str, vnic: &Vnic) -> Sta
         &vnic.termination
     };
     let mut status = device_status(model, reports, name, vnic.admin, end, resolve);
-    status.pending = not_handed_out(vnic);
     status
         .pending
         .extend(reports.pending(&format!("vnic {name}")));

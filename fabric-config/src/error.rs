@@ -10,6 +10,7 @@ use qos::{BitRate, InvalidBudget, InvalidRate, ParseBitRateError, PolicyError};
 
 use crate::address::{AddressError, MacAddress, PortName, Wwpn};
 use crate::admit::Direction;
+use crate::static_address::{PortAddress, StaticAddressProblem};
 use crate::switching::VlanId;
 use crate::{
     EDGE_SWITCH_PORTS_MAX, INTERFACE_NAME_BYTES_MAX, LUN_MAX, MTU_MAX, MTU_MIN, NAME_BYTES_MAX,
@@ -512,6 +513,9 @@ pub enum Problem {
         /// What was given.
         text: String,
     },
+    /// Addresses of a vNIC.
+    #[error(transparent)]
+    StaticAddress(#[from] StaticAddressProblem),
     /// A delay that no test needs.
     #[error("delay-ms {delay_ms} is out of range; use 0 to {delay_ms_max}")]
     Delay {
@@ -540,6 +544,7 @@ unique! {
     Wwpn => "WWPN",
     fabric_transport::DeviceId => "id",
     u16 => "LUN",
+    PortAddress => "address",
 }
 
 impl From<ParseBitRateError> for Problem {

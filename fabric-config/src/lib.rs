@@ -19,6 +19,7 @@
 //! listen = ["tls:192.0.2.1:7471"]    # or tcp: on loopback, unix:/PATH or shm:/PATH
 //! shared-luns = false                # default; true: LUN files are locked only while in use
 //! backing-files = ["/srv/base.qcow2"]  # what qcow2 images may stand on; default: nothing
+//! boot-dir = "/srv/boot"             # what guests boot from vNICs; default: nothing
 //! busy-poll-us = 0                   # default; 50: look for frames this long before sleeping
 //! discoverable = "239.255.77.71:7470"  # hosts that it knows find it there; default: they do not
 //! discovery-interface = "192.0.2.1"  # its address; default: as routes to the group say
@@ -126,6 +127,17 @@
 //! multicast-limit = 100000           # default: the same to other groups
 //! ingress = { cir = "300M", cbs-bytes = 0, pir = "1G", pbs-bytes = 0, weight = 1 }
 //! egress = { policy = "gold/web", enabled = true }    # default: best effort
+//! addr-type = "static"               # the guest gets these by DHCP, from the director alone
+//! ip-addr = "192.168.10.201/24"      # or without /24, beside netmask = "255.255.255.0"
+//! gateway = "192.168.10.1"           # this and the rest: default none
+//! dns = ["192.168.10.2", "2001:db8::2"]
+//! ip6-addr = "2001:db8::201/64"      # with or without an ip-addr
+//! domain = "example.com"
+//! host-name = "web1"
+//! server-addr = "192.168.10.254"     # who tells it: an address that nobody has; default: the
+//!                                    # gateway's, else one outside of all networks
+//! boot-file = "boot.ipxe"            # below boot-dir; or by the kind of client:
+//! boot-files = { bios = "undionly.kpxe", efi-x64 = "ipxe.efi", efi-arm64 = "arm.efi", ipxe = "a.ipxe" }
 //! [[host.vm.vhba]]
 //! name = "vh01"
 //! id = 11
@@ -142,6 +154,7 @@
 //! id = 2
 //! port = "10/1"
 //! mac = "02:00:00:00:00:02"
+//! addr-type = "dhcp"                 # default: the guest has its address from whom it likes
 //! ingress = { cir = "50M", cbs-bytes = 3000, delay-us = 500 }
 //!
 //! [[edge-switch]]                    # carries the links of hosts to the director
@@ -199,6 +212,7 @@ mod links;
 mod pass_through;
 mod rates;
 mod raw;
+mod static_address;
 mod switching;
 mod validate;
 
@@ -223,6 +237,10 @@ pub use difference::{
 pub use error::{ConfigError, Problem};
 pub use ipnet::IpNet;
 pub use links::{LinkSecurity, TlsPaths};
+pub use static_address::{
+    BOOT_FILE_BYTES_MAX, BootFiles, InterfaceAddress, NAME_SERVERS_MAX, StaticAddress,
+    StaticAddressProblem,
+};
 pub use switching::{StormLimits, VlanId, VlanMembership, VlanSet};
 
 /// Bytes of the name of a host, director, VM, LUN or device at most.
@@ -549,6 +567,8 @@ pub struct VnicConfig {
     pub egress: DeviceRate,
     /// The policy they are of, if any.
     pub egress_policy: Attachment,
+    /// What the director tells the guest about its addresses; `None`: it asks others, or nobody.
+    pub static_address: Option<Box<StaticAddress>>,
 }
 
 impl VnicConfig {

@@ -67,6 +67,7 @@ pub(crate) struct Director {
     pub(crate) shared_luns: bool,
     #[serde(default)]
     pub(crate) backing_files: Vec<Text>,
+    pub(crate) boot_dir: Option<Text>,
     pub(crate) discoverable: Option<Text>,
     pub(crate) discovery_interface: Option<Text>,
     #[serde(default)]
@@ -310,6 +311,36 @@ pub(crate) struct Vnic {
     pub(crate) multicast_limit: Option<Spanned<u32>>,
     pub(crate) ingress: Option<Spanned<Rate>>,
     pub(crate) egress: Option<Spanned<Rate>>,
+    pub(crate) addr_type: Option<Text>,
+    pub(crate) ip_addr: Option<Text>,
+    pub(crate) netmask: Option<Text>,
+    pub(crate) gateway: Option<Text>,
+    pub(crate) server_addr: Option<Text>,
+    pub(crate) ip6_addr: Option<Text>,
+    #[serde(default)]
+    pub(crate) dns: Vec<Text>,
+    pub(crate) domain: Option<Text>,
+    pub(crate) host_name: Option<Text>,
+    pub(crate) boot_file: Option<Text>,
+    pub(crate) boot_files: Option<BootFiles>,
+}
+
+/// Boot files by the kind of client.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct BootFiles {
+    pub(crate) bios: Option<Text>,
+    pub(crate) efi_x64: Option<Text>,
+    pub(crate) efi_arm64: Option<Text>,
+    pub(crate) ipxe: Option<Text>,
+}
+
+impl BootFiles {
+    /// One of them.
+    pub(crate) fn any(&self) -> Option<&Text> {
+        let all = [&self.bios, &self.efi_x64, &self.efi_arm64, &self.ipxe];
+        all.into_iter().flatten().next()
+    }
 }
 
 #[derive(Debug, Deserialize)]

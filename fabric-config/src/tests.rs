@@ -5,6 +5,7 @@ use super::*;
 mod admit;
 mod edge_switch;
 mod rates;
+mod static_address;
 mod switching;
 
 const LAB: &str = r#"

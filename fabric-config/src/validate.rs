@@ -19,6 +19,7 @@ use crate::admit::Direction;
 use crate::error::{ConfigError, Problem, Unique};
 use crate::links::{LinkSecurity, TlsPaths};
 use crate::raw;
+use crate::static_address::PortAddress;
 use crate::{
     DirectorConfig, EDGE_SWITCH_PORTS_MAX, EdgeSwitchConfig, EthernetPortConfig, HostConfig,
     INTERFACE_NAME_BYTES_MAX, LUN_MAX, LabConfig, LunConfig, LunMapping, MTU_MAX, MTU_MIN,
@@ -37,7 +38,7 @@ const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration
 pub(crate) type Result<T> = std::result::Result<T, ConfigError>;
 
 /// Who has which value of one kind.
-struct Owners<T>(BTreeMap<T, String>);
+pub(crate) struct Owners<T>(BTreeMap<T, String>);
 
 impl<T> Default for Owners<T> {
     fn default() -> Self {
@@ -46,7 +47,7 @@ impl<T> Default for Owners<T> {
 }
 
 impl<T: Unique> Owners<T> {
-    fn claim(&mut self, value: &T, owner: &str) -> std::result::Result<(), Problem> {
+    pub(crate) fn claim(&mut self, value: &T, owner: &str) -> std::result::Result<(), Problem> {
         match self.0.insert(value.clone(), owner.to_owned()) {
             None => Ok(()),
             Some(owner) => Err(Problem::Taken {
@@ -70,6 +71,8 @@ pub(crate) struct Validator<'a> {
     macs: Owners<MacAddress>,
     wwpns: Owners<Wwpn>,
     vm_names: Owners<String>,
+    pub(crate) addresses: Owners<PortAddress>,
+    pub(crate) boot_dir: Option<PathBuf>,
 }
 
 pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
@@ -85,12 +88,17 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         macs: Owners::default(),
         wwpns: Owners::default(),
         vm_names: Owners::default(),
+        addresses: Owners::default(),
+        boot_dir: None,
     };
     validator.links = validator.link_security(raw.insecure, raw.tls.as_ref())?;
     let director_name = validator.name("director", &raw.director.name)?;
     let object = format!("director {director_name}");
     let listen = validator.addresses(&object, &raw.director.listen)?;
     let discoverable = validator.discoverable(&object, &raw.director, &listen)?;
+    let boot_dir = raw.director.boot_dir.as_ref();
+    let boot_dir = boot_dir.map(|path| validator.absolute(&object, path));
+    validator.boot_dir = boot_dir.transpose()?;
     let director = DirectorConfig {
         listen,
         name: director_name,
@@ -578,14 +586,16 @@ impl Validator<'_> {
     }
 
     fn backing_files(&self, object: &str, files: &[raw::Text]) -> Result<Vec<PathBuf>> {
-        let absolute = |text: &raw::Text| {
-            let path = text.get_ref();
-            self.require(object, text, path.starts_with('/'), || {
-                Problem::RelativePath { path: path.clone() }
-            })?;
-            Ok(PathBuf::from(path))
-        };
+        let absolute = |text| self.absolute(object, text);
         files.iter().map(absolute).collect()
+    }
+
+    fn absolute(&self, object: &str, text: &raw::Text) -> Result<PathBuf> {
+        let path = text.get_ref();
+        self.require(object, text, path.starts_with('/'), || {
+            Problem::RelativePath { path: path.clone() }
+        })?;
+        Ok(PathBuf::from(path))
     }
 
     fn downlinks(&self, raw: &raw::Lab) -> Result<BTreeMap<String, LinkBudget>> {
@@ -795,6 +805,7 @@ impl Validator<'_> {
                 }
             })?;
         }
+        let static_address = self.static_address(&object, port, mtu, raw)?;
         let kind = PolicyKind::Network;
         let (ingress, ingress_policy) =
             self.rate(&object, kind, Direction::Ingress, raw.ingress.as_ref())?;
@@ -823,6 +834,7 @@ impl Validator<'_> {
             ingress_policy,
             egress,
             egress_policy,
+            static_address,
         })
     }
 

@@ -117,6 +117,48 @@ counters! {
 }
 
 counters! {
+    /// Of what the director tells the guest of a vNIC with a static address.
+    ResponderCounters {
+        /// Offers of DHCPv4.
+        offers,
+        /// Acknowledgements of DHCPv4.
+        acknowledgements,
+        /// The guest wanted another's address, and was told so.
+        refusals,
+        /// The guest gave its address back.
+        releases,
+        /// The guest found somebody else with its address.
+        declines,
+        /// Answers of DHCPv6.
+        dhcp6_answers,
+        /// Answers to ARP, and to neighbour and router solicitations.
+        neighbour_answers,
+        /// Boot files that were opened.
+        boot_files,
+        /// Requests for blocks that were answered.
+        boot_blocks,
+        /// Transfers that the guest ended, or had whole.
+        boot_ends,
+        /// Requests for files that there are not, or for anything but files.
+        boot_refusals,
+        /// From the guest: not what it claims to be.
+        dropped_malformed,
+        /// From the guest: for another server, of another client, or late.
+        dropped_foreign,
+        /// From the guest: longer than any client's, or in fragments.
+        dropped_too_long,
+        /// From the guest: more than is answered in this time.
+        dropped_too_many,
+        /// From the guest: DHCP in a VLAN.
+        dropped_tagged,
+        /// From the guest: to the director's station, and nothing that it answers.
+        dropped_not_served,
+        /// To the guest: another's DHCP.
+        dropped_foreign_answers,
+    }
+}
+
+counters! {
     /// Of an Ethernet port, seen from the TAP interface.
     PortCounters {
         /// Frames read from the TAP.

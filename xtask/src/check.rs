@@ -116,6 +116,7 @@ const CORES: &[&str] = &[
     "edge-switch/src/relay",
     "iscsi-initiator/src/session",
     "controller/src/model",
+    "io-director/src/ethernet/responder",
 ];
 
 /// What a pure core must not name.

@@ -20,19 +20,6 @@ const RUN_DIR: &str = "/run/orimono";
 /// What a link is sold as unless a host's `rate` says otherwise.
 const HOST_RATE: &str = "10g";
 
-/// What the lab file has keys for. A test says when it has learnt more.
-pub(crate) struct Keys {
-    /// `addr-type`, `ip-addr`, `netmask`, `gateway` of a vNIC.
-    pub(crate) addresses: bool,
-    /// `vlan`, `vlans`, `isolated` of a vNIC.
-    pub(crate) vlans: bool,
-}
-
-pub(crate) const KEYS: Keys = Keys {
-    addresses: false,
-    vlans: false,
-};
-
 /// The lab file of a director and its hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rendered {
@@ -410,13 +397,9 @@ impl Model {
         put_some(&mut table, "queues", vnic.queues.map(u32::from));
         put_attachment(&mut table, "ingress", &vnic.ingress_qos);
         put_attachment(&mut table, "egress", &vnic.egress_qos);
-        if KEYS.addresses {
-            self.put_address(&mut table, name, vnic);
-        }
-        if KEYS.vlans {
-            self.put_vlans(&mut table, vnic);
-            put_true(&mut table, "isolated", vnic.private);
-        }
+        self.put_address(&mut table, name, vnic);
+        self.put_vlans(&mut table, vnic);
+        put_true(&mut table, "isolated", vnic.private);
         table
     }
 
@@ -482,28 +465,6 @@ impl Model {
         put_attachment(&mut table, "egress", &vhba.egress_qos);
         table
     }
-}
-
-/// Fields of a vNIC that are kept but cannot be handed out yet, and why.
-pub(crate) fn not_handed_out(vnic: &Vnic) -> BTreeMap<String, String> {
-    let mut fields = BTreeMap::new();
-    let mut note = |wanted: bool, field: &str| {
-        if wanted {
-            fields.insert(field.to_owned(), "directors do not know it yet".to_owned());
-        }
-    };
-    if !KEYS.addresses {
-        note(vnic.addr_type != AddrType::Default, "addr-type");
-        note(!vnic.ip_addr.is_empty(), "ip-addr");
-        note(!vnic.netmask.is_empty(), "netmask");
-    }
-    if !KEYS.vlans {
-        note(vnic.mode == VnicMode::Trunk, "mode");
-        note(vnic.access_vlan.is_some(), "access-vlan");
-        note(!vnic.allowed_vlans.is_empty(), "allowed-vlans");
-        note(vnic.private, "private");
-    }
-    fields
 }
 
 fn refused(director: &str, error: &ConfigError) -> Refusal {

@@ -435,25 +435,6 @@ fn a_pool_that_is_empty_says_so_and_gets_addresses_back() {
     assert_eq!(model.vnics["c.s1"].mac, "02:00:00:00:00:10");
 }
 
-#[test]
-fn keys_are_those_of_the_lab_file() {
-    let known = |key: &str| {
-        let text = format!(
-            "director = {{ name = \"d\" }}\n[[ethernet-port]]\nport = \"10/1\"\ntap = \"t\"\n\
-             [[host]]\nname = \"h\"\nembedded = true\nrun-dir = \"/r\"\nrate = \"1G\"\n\
-             [[host.vm]]\nname = \"v\"\n[[host.vm.vnic]]\nname = \"n\"\nid = 1\nport = \"10/1\"\n\
-             mac = \"02:00:00:00:00:01\"\n{key}\n"
-        );
-        match text.parse::<LabConfig>() {
-            Ok(_) => true,
-            Err(error) => !error.to_string().contains("unknown field"),
-        }
-    };
-    assert!(known(""), "the lab file of this test is wrong");
-    assert_eq!(known("addr-type = \"dhcp\""), render::KEYS.addresses);
-    assert_eq!(known("vlan = 100\nisolated = true"), render::KEYS.vlans);
-}
-
 /// A name out of few, so that commands meet.
 fn name() -> impl Strategy<Value = String> {
     prop_oneof![Just("a.s1"), Just("b.s1"), Just("a.s2"), Just("c.s2")].prop_map(str::to_owned)

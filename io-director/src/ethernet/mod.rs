@@ -1,12 +1,14 @@
 //! Ethernet module: ports on TAP interfaces, each with a switch for its vNICs.
 
 mod access_list;
+mod address_service;
 mod guard;
 #[cfg(test)]
 mod model;
 mod packet;
 mod policy;
 mod port;
+mod responder;
 mod rewrite;
 mod storm;
 mod switch;

@@ -31,6 +31,7 @@ use nix::sys::time::TimeSpec;
 use qos::{AdmissionError, DeviceRate, MonotonicTime};
 use qos_monitor::Hop;
 
+use super::address_service::{AddressService, BootThread};
 use super::policy::Policy;
 use super::rewrite::{Outgoing, Rewrite, TagEdit};
 use super::switch::{Destination, DropReason, Forward, Source, Switch};
@@ -75,6 +76,8 @@ pub(super) struct PortShared {
     pub(super) wire: Option<PortScheduler<Wire<HeldFrame>>>,
     /// Sessions of vNICs so far.
     sessions: AtomicU64,
+    /// Reads boot files.
+    boot: BootThread,
 }
 
 /// A frame that waits for the wire, with its credit.
@@ -96,6 +99,8 @@ pub(super) struct Vnic {
     /// It was removed: no session begins. Set with `current` locked.
     pub(super) removed: AtomicBool,
     pub(super) counters: VnicCounters,
+    /// Of one with a static address.
+    pub(super) addresses: Option<AddressService>,
 }
 
 impl EthernetPort {
@@ -133,6 +138,7 @@ impl EthernetPort {
             stop,
             wire,
             sessions: AtomicU64::new(0),
+            boot: BootThread::default(),
         });
         let thread = shared.tap.as_ref().map(|_tap| {
             let reader = shared.clone();
@@ -163,6 +169,7 @@ impl EthernetPort {
             policy: RwLock::new(policy.clone()),
             current,
             removed,
+            addresses: AddressService::new(vnic, || shared.boot.start(shared)),
             counters,
         });
         shared.write_vnics().insert(vnic.id, added);
@@ -296,10 +303,10 @@ impl EthernetPort {
             .shared
             .counters
             .snapshot(format!("ethernet-port {}", self.name()));
-        let vnics = self.shared.read_vnics();
-        let lists = vnics.values();
+        let vnics_now = self.shared.read_vnics();
+        let lists = vnics_now.values();
         let lists = lists.flat_map(|vnic| vnic.policy().snapshots(&vnic.config.name));
-        let vnics = vnics.values().map(|vnic| {
+        let vnics = vnics_now.values().map(|vnic| {
             let mut snapshot = vnic.counters.snapshot(format!("vnic {}", vnic.config.name));
             if let Some(wire) = &self.shared.wire {
                 let queued = wire.with(|wire, _| wire.queued(vnic.config.id));
@@ -312,7 +319,11 @@ impl EthernetPort {
             }
             snapshot
         });
-        std::iter::once(port).chain(vnics).chain(lists).collect()
+        let addresses = vnics_now.values();
+        let addresses =
+            addresses.filter_map(|vnic| Some(vnic.addresses.as_ref()?.snapshot(&vnic.config.name)));
+        let all = std::iter::once(port).chain(vnics);
+        all.chain(addresses).chain(lists).collect()
     }
 }
 
@@ -340,8 +351,15 @@ impl Vnic {
         current.as_ref().map(|(lanes, _)| lanes.clone())
     }
 
-    /// Queues a header and frame for the guest, if it is for it; returns the lanes to be flushed.
+    /// Queues a header and frame of another station for the guest, if it is for it; returns the lanes
+    /// to be flushed.
     fn send(&self, payload: &[u8], source: Source, forward: &Forward) -> Option<LaneSet> {
+        let frame = payload.get(fabric_payload::ethernet::HEADER_BYTES..);
+        if let (Some(addresses), Some(frame)) = (&self.addresses, frame)
+            && addresses.refuses(frame)
+        {
+            return None;
+        }
         let outgoing = self
             .policy()
             .receives(source, forward, payload)?
@@ -353,12 +371,18 @@ impl Vnic {
                 return None;
             }
         };
+        self.deliver(&outgoing.pieces())
+    }
+
+    /// Queues a header and frame, in pieces, for the guest; returns the lanes to be flushed.
+    pub(super) fn deliver(&self, pieces: &[&[u8]]) -> Option<LaneSet> {
+        let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
         let Some(lanes) = self.lanes() else {
             self.counters.dropped_down.add(1);
             return None;
         };
-        let mut buffer = FrameBuffer::with_capacity(outgoing.bytes());
-        for piece in outgoing.pieces() {
+        let mut buffer = FrameBuffer::with_capacity(bytes);
+        for piece in pieces {
             buffer.extend_from_slice(piece);
         }
         let mut frames = vec![(VirtualLane::Network, buffer)];
@@ -368,7 +392,7 @@ impl Vnic {
                 let header_bytes = fabric_payload::ethernet::HEADER_BYTES;
                 self.counters
                     .egress_bytes
-                    .add_bytes(outgoing.bytes().saturating_sub(header_bytes));
+                    .add_bytes(bytes.saturating_sub(header_bytes));
                 Some(lanes)
             }
             Err(SendRefused::Down) => {
@@ -389,7 +413,7 @@ impl PortShared {
         self.switch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_vnics(&self) -> RwLockReadGuard<'_, BTreeMap<DeviceId, Arc<Vnic>>> {
+    pub(super) fn read_vnics(&self) -> RwLockReadGuard<'_, BTreeMap<DeviceId, Arc<Vnic>>> {
         self.vnics.read().unwrap_or_else(PoisonError::into_inner)
     }
 

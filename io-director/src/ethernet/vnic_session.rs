@@ -100,6 +100,11 @@ impl VnicSession {
             counters.dropped_oversize.add(1);
             return None;
         }
+        if let Some(addresses) = &vnic.addresses
+            && addresses.takes(vnic, frame)
+        {
+            return None;
+        }
         let source = Source::Vnic(self.device);
         match self.shared.forward(source, &header, frame) {
             Ok(forward) => {

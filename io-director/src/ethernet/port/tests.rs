@@ -15,6 +15,7 @@ use qos::DeviceRate;
 use super::*;
 use crate::Director;
 
+mod addresses;
 mod shaping;
 mod switching;
 
