@@ -2,11 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 use controller_api::{Command, Fields, Kind, Transaction};
-use fabric_config::LabConfig;
+use fabric_config::{LabConfig, Report};
 use qos::{Decision, DeviceRate, HopSnapshot, MonotonicTime, Scheduler, Trace};
-use qos_monitor::{Hop, Monitor};
+use qos_monitor::{ApplyJob, Hop, Monitor, Watched};
 use serde_json::{Value, json};
 
 use super::*;
@@ -56,7 +57,20 @@ fn host(folder: &Path, name: &str) -> Monitor {
         .collect();
     let uplink = Uplink(HopSnapshot::new(&scheduler, now, 4096, devices));
     let hops: Vec<Arc<dyn Hop>> = vec![Arc::new(uplink)];
-    Monitor::start(hops, Some(&folder.join("control.sock"))).unwrap()
+    let (applies, jobs) = sync_channel(1);
+    std::thread::spawn(move || {
+        // It has what its file says already.
+        for job in jobs {
+            if let ApplyJob::Apply(done) = job {
+                done.tell(Ok(Report::default()));
+            }
+        }
+    });
+    let watched = Watched {
+        applies: Some(applies),
+        ..Watched::from(hops)
+    };
+    Monitor::start(watched, Some(&folder.join("control.sock"))).unwrap()
 }
 
 fn put(kind: Kind, name: &str, value: Value) -> Command {
