@@ -86,6 +86,8 @@ pub struct Vnic {
     pub reconnect: bool,
     /// PCI bus, or the root complex. Only devices behind a root port can be unplugged.
     pub bus: Option<String>,
+    /// Place in the firmware's order of boot devices; `None`: nothing boots from the network.
+    pub boot_index: Option<u16>,
 }
 
 impl Vnic {
@@ -99,6 +101,7 @@ impl Vnic {
             mtu: None,
             reconnect: true,
             bus: None,
+            boot_index: None,
         }
     }
 }
@@ -139,7 +142,7 @@ impl Vhba {
 /// The arguments of a vNIC for that QEMU.
 ///
 /// Under TCG, QEMU 7 dies on MSI-X of a vhost-user network device, so it gets `vectors=0` there.
-/// The option ROM is left out: nothing boots from the network, and loading it costs time.
+/// Without a place in the boot order the option ROM (iPXE) is left out: loading it costs time.
 #[must_use]
 pub fn vnic_args(vnic: &Vnic, version: Version, accelerator: Accelerator) -> Vec<OsString> {
     let mut chardev = Options::new("socket");
@@ -171,7 +174,10 @@ pub fn vnic_args(vnic: &Vnic, version: Version, accelerator: Accelerator) -> Vec
         // One for each direction of each pair, one for configuration, one for control.
         device.set("vectors", (u32::from(vnic.queues) * 2 + 2).to_string());
     }
-    device.set("romfile", "");
+    match vnic.boot_index {
+        Some(index) => device.set("bootindex", index.to_string()),
+        None => device.set("romfile", ""),
+    };
     if let Some(bus) = &vnic.bus {
         device.set("bus", bus);
     }
@@ -298,6 +304,19 @@ mod tests {
                 "virtio-net-pci,id=vn01,netdev=vn01-net,mac=02:15:97:00:00:01,mq=on,\
                  host_mtu=9000,vectors=6,romfile=,bus=rp0",
             ]
+        );
+    }
+
+    #[test]
+    fn a_vnic_that_boots_has_its_rom() {
+        let vnic = Vnic {
+            boot_index: Some(1),
+            ..vnic()
+        };
+        let args = vnic_args(&vnic, Version::new(10, 0), Accelerator::Kvm);
+        assert_eq!(
+            args[5],
+            "virtio-net-pci,id=vn01,netdev=vn01-net,mac=02:15:97:00:00:01,bootindex=1"
         );
     }
 

@@ -25,7 +25,7 @@ pub(crate) struct Test {
     /// Only tests whose name contains this
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// One part of the suite `guest`, with its slow cases and with what it prints
+    /// One part of the suite `guest`, with its slow cases
     #[arg(long, value_enum, value_name = "PART", conflicts_with = "filter")]
     suite: Option<Part>,
 }
@@ -46,6 +46,8 @@ enum Suite {
 enum Part {
     /// What iscsi-test-cu, sg3-utils and fio say about a LUN
     ScsiConformance,
+    /// vNICs of stock guests
+    Ethernet,
 }
 
 impl Part {
@@ -59,6 +61,13 @@ impl Part {
                 "--",
                 "--test-threads=1",
                 "--nocapture",
+            ]],
+            Self::Ethernet => &[&[
+                "--workspace",
+                "--test",
+                "guest_ethernet*",
+                "--",
+                "--test-threads=1",
             ]],
         }
     }
