@@ -21,7 +21,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
 use super::port::{PortShared, Vnic};
 use super::responder::tftp::{BootFile, BootFolder, IDLE, NoFile, Tftp};
-use super::responder::{Event, Responder, Verdict};
+use super::responder::{Event, Responder, Verdict, may_concern};
 use crate::counters::{Counter, ResponderCounters, Snapshot};
 
 /// Frames of TFTP that wait for the thread of boot files.
@@ -84,6 +84,9 @@ impl AddressService {
 
     /// Takes `frame` from the guest of `vnic` if it is for the director, and answers it.
     pub(super) fn takes(&self, vnic: &Vnic, frame: &[u8]) -> bool {
+        if !may_concern(frame) {
+            return false;
+        }
         let mut responder = self
             .responder
             .lock()
@@ -111,6 +114,9 @@ impl AddressService {
 
     /// Drops `frame`, which is on its way to the guest, if it is another's word about its address.
     pub(super) fn refuses(&self, frame: &[u8]) -> bool {
+        if !may_concern(frame) {
+            return false;
+        }
         let responder = self
             .responder
             .lock()

@@ -7,7 +7,7 @@
 //! | from the guest | answer | goes on to the LAN |
 //! | --- | --- | --- |
 //! | DHCPv4 ([`dhcp4`]), if it has an IPv4 address | the address, a refusal, or none | no |
-//! | ARP for the director's own address ([`neighbour`]) | [`SERVER_MAC`] | no |
+//! | ARP for the director's own address ([`neighbour`]), if that is no router's | [`SERVER_MAC`] | no |
 //! | DHCPv6 ([`dhcp6`]), if it has an IPv6 address | the address, or none | no |
 //! | router solicitation, if it has an IPv6 address | "ask DHCPv6"; routers answer as well | yes |
 //! | TFTP to the director's address ([`tftp`]), if it has boot files | blocks of a file | no |
@@ -100,6 +100,12 @@ pub(super) enum Verdict {
     Taken(Event, Option<Vec<u8>>),
     /// It ends here and is for [`tftp`].
     Tftp,
+}
+
+/// Whether a responder may have something to say to `frame`, from or to its guest: most are told by a
+/// look at a few bytes, without a responder.
+pub(super) fn may_concern(frame: &[u8]) -> bool {
+    frame.starts_with(&SERVER_MAC.0) || frame::may_concern(frame)
 }
 
 /// What the director tells one guest.
@@ -195,12 +201,7 @@ impl Responder {
         {
             return Verdict::PassesOn;
         }
-        let verdict = if frame::may_concern(frame) {
-            self.look(frame)
-        } else {
-            Verdict::PassesOn
-        };
-        let verdict = match verdict {
+        let verdict = match self.look(frame) {
             Verdict::PassesOn if to_server => Verdict::Taken(Event::NotServed, None),
             verdict => verdict,
         };
@@ -261,9 +262,6 @@ impl Responder {
     ///
     /// VLANs and fragments make no difference: some clients look at neither.
     pub(super) fn refuses(&self, frame: &[u8]) -> bool {
-        if !frame::may_concern(frame) {
-            return false;
-        }
         let Some(Packet::Udp(datagram)) = frame::read(frame) else {
             return false;
         };

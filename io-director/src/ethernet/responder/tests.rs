@@ -454,6 +454,7 @@ fn nobody_else_tells_the_guest_its_address() {
     let with = |at: usize, bytes: &[u8]| [&four[..at], bytes, &four[at..]].concat();
     let both = responder(ALL);
     assert!(both.refuses(&four) && both.refuses(&six));
+    assert!(may_concern(&four) && may_concern(&six));
     assert!(both.refuses(&with(12, &[0x81, 0, 0, 5])));
     assert!(both.refuses(&with(12, &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6])));
     // The first fragment has the ports; what follows it is of no use without.
