@@ -213,6 +213,28 @@ impl DriverQueue {
         self.set_available_index(self.next_available)
     }
 
+    /// Puts `heads` into the available ring and publishes them at once.
+    ///
+    /// Returns whether the device asked for a kick; does not kick.
+    ///
+    /// # Errors
+    /// If the ring is not in guest memory.
+    pub fn publish_all(&mut self, heads: &[u16]) -> Result<bool> {
+        let before = self.next_available;
+        let mut left = heads;
+        while !left.is_empty() {
+            let slot = self.next_available % self.size;
+            let room = usize::from(self.size - slot).min(left.len());
+            let (now, later) = left.split_at(room);
+            let entries: Vec<u8> = now.iter().flat_map(|head| head.to_le_bytes()).collect();
+            self.write(self.available + 4 + u64::from(slot) * 2, &entries)?;
+            self.next_available = self.next_available.wrapping_add(u16::try_from(room)?);
+            left = later;
+        }
+        self.set_available_index(self.next_available)?;
+        self.wants_kick_since(before)
+    }
+
     /// Writes the available ring's index, whatever it says.
     ///
     /// # Errors
@@ -261,11 +283,18 @@ impl DriverQueue {
     /// # Errors
     /// If the ring is not in guest memory.
     pub fn device_wants_kick(&self) -> Result<bool> {
+        self.wants_kick_since(self.next_available.wrapping_sub(1))
+    }
+
+    /// Whether the device asked for a kick for what was published since the index was `before`
+    /// (virtio 1.2 section 2.7.10).
+    fn wants_kick_since(&self, before: u16) -> Result<bool> {
         fence(Ordering::SeqCst);
         if self.event_idx {
             let at = self.used + 4 + u64::from(self.size) * 8;
             let event: u16 = self.memory.load(GuestAddress(at), Ordering::Acquire)?;
-            return Ok(u16::from_le(event) == self.next_available.wrapping_sub(1));
+            let passed = self.next_available.wrapping_sub(u16::from_le(event));
+            return Ok(passed.wrapping_sub(1) < self.next_available.wrapping_sub(before));
         }
         let flags: u16 = self
             .memory
@@ -292,27 +321,43 @@ impl DriverQueue {
         if self.used_index()? == self.next_used {
             return Ok(None);
         }
-        let slot = u64::from(self.next_used % self.size);
-        let at = self.used + 4 + slot * 8;
+        let at = self.used + 4 + u64::from(self.next_used % self.size) * 8;
         let mut entry = [0; 8];
         self.memory.read_slice(&mut entry, GuestAddress(at))?;
-        let word = |at: usize| -> Result<u32> {
-            Ok(u32::from_le_bytes(
-                *entry
-                    .get(at..)
-                    .and_then(|b| b.first_chunk())
-                    .context("word")?,
-            ))
-        };
-        let head = u16::try_from(word(0)?)?;
+        self.returned(entry).map(Some)
+    }
+
+    /// Appends all chains that came back to `ended`.
+    ///
+    /// # Errors
+    /// If the ring is not in guest memory, or the device returned nonsense.
+    pub fn poll_all(&mut self, ended: &mut Vec<Used>) -> Result<()> {
+        let mut left = self.used_index()?.wrapping_sub(self.next_used);
+        ensure!(left <= self.size, "device returned {left} chains at once");
+        while left > 0 {
+            let slot = self.next_used % self.size;
+            let now = left.min(self.size - slot);
+            let mut entries = vec![0; usize::from(now) * 8];
+            let at = self.used + 4 + u64::from(slot) * 8;
+            self.memory.read_slice(&mut entries, GuestAddress(at))?;
+            for entry in entries.as_chunks().0 {
+                ended.push(self.returned(*entry)?);
+            }
+            left -= now;
+        }
+        Ok(())
+    }
+
+    /// Takes the next entry of the used ring, which says `entry`.
+    fn returned(&mut self, entry: [u8; 8]) -> Result<Used> {
+        let [h0, h1, h2, h3, b0, b1, b2, b3] = entry;
+        let head = u16::try_from(u32::from_le_bytes([h0, h1, h2, h3]))?;
         ensure!(head < self.size, "device returned head {head}");
         self.next_used = self.next_used.wrapping_add(1);
         let chain = self.chains.get_mut(usize::from(head)).context("head")?;
         self.free.append(chain);
-        Ok(Some(Used {
-            head,
-            bytes: word(4)?,
-        }))
+        let bytes = u32::from_le_bytes([b0, b1, b2, b3]);
+        Ok(Used { head, bytes })
     }
 
     /// Waits for the next chain that comes back, sleeping on the call eventfd.

@@ -10,6 +10,7 @@ mod qos_storage;
 mod real_time;
 mod slow_consumer;
 mod vhba;
+mod vnic;
 
 use std::io::Write;
 use std::process::{Command, ExitCode};
@@ -63,6 +64,8 @@ enum Name {
     /// Commands of a vHBA from ring to logical unit and back, next to vhost-device-scsi, pread and
     /// io_uring
     Vhba,
+    /// Frames of a vNIC to and from a TAP and another vNIC, next to a bare TAP and memcpy
+    Vnic,
 }
 
 impl Name {
@@ -103,6 +106,7 @@ impl Name {
             Self::FabricScale => &[fabric::scale],
             Self::Failover => &[fabric::failover],
             Self::Vhba => &[vhba::measure],
+            Self::Vnic => &[vnic::measure],
         }
     }
 }
@@ -155,6 +159,7 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
         Name::Fabric,
         Name::Failover,
         Name::Vhba,
+        Name::Vnic,
     ];
     let benches = if bench.benches.is_empty() {
         all.to_vec()

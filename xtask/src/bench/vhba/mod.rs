@@ -229,11 +229,12 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
     }
     let mut figures = figures(&slices);
     figures.extend(local.figures(&slices));
-    figures.push(idle(agent)?);
+    figures.push(idle("vhba", agent, 2.0)?);
     Ok(figures)
 }
 
-fn pin(processor: usize) -> Result<()> {
+/// Keeps this thread, and what it starts, on one processor.
+pub(super) fn pin(processor: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(processor)?;
     sched_setaffinity(Pid::from_raw(0), &set)?;
@@ -250,7 +251,7 @@ impl Served<'_> {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
@@ -370,19 +371,19 @@ impl Local {
     }
 }
 
-/// Processor time of a host agent that has had nothing to do for a second.
-fn idle(agent: &Process) -> Result<Figure> {
+/// Processor time of a host agent that has had nothing to do for a second; at most `most` percent.
+pub(super) fn idle(bench: &'static str, agent: &Process, most: f64) -> Result<Figure> {
     const SECOND: Duration = Duration::from_secs(1);
     std::thread::sleep(SECOND);
     let before = agent.cpu_time()?;
     std::thread::sleep(SECOND);
     let used = agent.cpu_time()?.saturating_sub(before);
     Ok(Figure {
-        bench: "vhba",
+        bench,
         case: "idle agent, processor".to_owned(),
         value: used.as_secs_f64() * 100.0,
         unit: "%",
-        reference: 2.0,
+        reference: most,
         goal: (0.0, 1.0),
     })
 }
