@@ -13,7 +13,7 @@
 //! whatever it says; its owned form asserts what a guest can break, and stops at an option that it
 //! does not like.
 
-use std::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr};
 
 use dhcproto::Encodable;
 use dhcproto::v4::borrowed;

@@ -12,7 +12,7 @@
 //! decoded by the codec that writes the answers: it computes lengths of options that a guest can make
 //! negative, and follows nested ones as deep as they go.
 
-use std::net::{IpAddr, Ipv6Addr};
+use core::net::{IpAddr, Ipv6Addr};
 
 use dhcproto::Encodable;
 use dhcproto::v6::{

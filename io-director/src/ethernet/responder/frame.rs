@@ -1,6 +1,6 @@
 //! Frames taken apart and put together; what is cut off or wrong in length is still looked into.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{
     ArpEthIpv4Packet, ArpPacket, ArpPacketSlice, EtherType, Icmpv6Type, IpNumber, Ipv4HeaderSlice,

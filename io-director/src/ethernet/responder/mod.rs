@@ -27,7 +27,7 @@ mod frame;
 mod neighbour;
 pub(super) mod tftp;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use dhcproto::{v4, v6};

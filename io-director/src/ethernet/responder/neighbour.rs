@@ -3,7 +3,7 @@
 //! The router advertisement is a hint to ask DHCPv6 and says which addresses are on the link. It makes
 //! the director nobody's router (router lifetime 0), so real routers of the LAN stay in charge.
 
-use std::net::Ipv6Addr;
+use core::net::Ipv6Addr;
 
 use etherparse::icmpv6::{NeighborAdvertisementHeader, RouterAdvertisementHeader};
 use etherparse::{ArpEthIpv4Packet, ArpOperation, Icmpv6Type};

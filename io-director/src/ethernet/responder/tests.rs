@@ -1,7 +1,7 @@
 //! Questions of stock clients, as captured on a wire (`tests/frames`), and of hostile ones; answers are
 //! read by the owned form of the codec.
 
-use std::net::SocketAddr;
+use core::net::SocketAddr;
 
 use dhcproto::v4::{Architecture, DhcpOption, MessageType, OptionCode};
 use dhcproto::{Decodable, Encodable};

@@ -13,7 +13,7 @@
 //! All transfers have one port of the server, [`PORT`], and are known by the client's: so of the ports of
 //! an address that a router has too, no others are taken.
 
-use std::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use fabric_config::VnicConfig;

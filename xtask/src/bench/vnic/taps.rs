@@ -88,7 +88,7 @@ impl Taps {
     /// # Errors
     /// It refuses.
     pub(super) fn route(&self, burst: &[u8]) -> Result<()> {
-        Ok(self.source.write(burst)?)
+        Ok(self.source.write([burst, &[]])?)
     }
 
     /// Writes one frame to the bare TAP; returns whether it was taken.
@@ -96,7 +96,7 @@ impl Taps {
     /// # Errors
     /// The kernel refuses it.
     pub(super) fn write(&self, frame: &[u8]) -> Result<bool> {
-        match self.bare.write(frame) {
+        match self.bare.write([frame, &[]]) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error.into()),
