@@ -40,6 +40,8 @@ pub struct Lab {
     /// The edge switches' processes, by the order of the lab file.
     pub switches: Vec<Option<Process>>,
     file: PathBuf,
+    /// Of the director; `None` for its own.
+    log: Option<String>,
     accelerator: AcceleratorChoice,
     folder: tempfile::TempDir,
 }
@@ -59,6 +61,18 @@ impl Lab {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_in(namespace: Namespace, text: &str) -> Result<Self> {
+        Self::start_all(namespace, text, None)
+    }
+
+    /// As [`Self::start`], with a filter for what the director logs.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_logging(text: &str, filter: &str) -> Result<Self> {
+        Self::start_all(Namespace::new()?, text, Some(filter.to_owned()))
+    }
+
+    fn start_all(namespace: Namespace, text: &str, log: Option<String>) -> Result<Self> {
         // A short path: a socket's name has 107 bytes.
         let folder = tempfile::Builder::new()
             .prefix("orimono-")
@@ -75,6 +89,7 @@ impl Lab {
             agents,
             switches,
             file,
+            log,
             accelerator,
             folder,
         };
@@ -157,6 +172,9 @@ impl Lab {
         let mut command = Command::new(program("io-director")?);
         command.arg("--config").arg(&self.file);
         command.arg("--control").arg(self.control("director"));
+        if let Some(log) = &self.log {
+            command.args(["--log", log]);
+        }
         let director = Process::start("io-director", &self.namespace, &mut command)?;
         director.wait_line("director listens", 1, PATIENCE)?;
         self.director = Some(director);
