@@ -33,6 +33,7 @@ enum Target {
     SharedMemoryRing,
     Ethernet,
     EthernetFrame,
+    Responder,
     Scsi,
     EdgeSwitch,
     QosRequest,
@@ -83,6 +84,11 @@ impl Target {
                 "io-director",
                 "--lib",
                 "ethernet::access_list::tests::n12_any_damaged_frame_is_judged",
+            ),
+            Self::Responder => (
+                "io-director",
+                "--lib",
+                "ethernet::responder::tests::n09_any_damaged_question_is_answered_or_dropped",
             ),
             Self::Scsi => (
                 "fabric-payload",
