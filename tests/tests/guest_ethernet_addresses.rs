@@ -1,6 +1,4 @@
 //! Guests that have their addresses, and everything else, from the director.
-#![expect(clippy::panic, reason = "a failed expectation is a failed test")]
-#![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
 use std::fs;
 use std::time::Duration;

@@ -303,6 +303,12 @@ fn must_be_sent_again(response: &Response) -> bool {
     }
 }
 
+/// A new seed, or the one that is to be repeated.
+fn seed() -> u64 {
+    let seed = std::env::var("ORIMONO_SEED").ok();
+    seed.map_or_else(|| fastrand::u64(..1 << 32), |seed| seed.parse().unwrap())
+}
+
 struct World {
     lab: Lab,
     files: PathBuf,
@@ -378,19 +384,12 @@ impl World {
     }
 }
 
-/// A new seed, or the one that is to be repeated.
-fn seed() -> u64 {
-    let seed = std::env::var("ORIMONO_SEED").ok();
-    let seed = seed.map_or_else(|| fastrand::u64(..1 << 32), |seed| seed.parse().unwrap());
-    println!("ORIMONO_SEED={seed}");
-    seed
-}
-
 #[test]
 fn acknowledged_writes_survive_a_director_that_is_killed_again_and_again() {
     let full = std::env::var_os("ORIMONO_TEST_FULL").is_some();
     let kills = if full { 400 } else { 40 };
     let seed = seed();
+    println!("ORIMONO_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
 
     let mut world = World::new(seed, Director::Apart, None);
@@ -419,7 +418,9 @@ fn resets_beside_an_embedded_director_lose_no_acknowledged_write() {
     // In memory, so that reads and writes run on the rings' threads; FUA and SYNCHRONIZE CACHE
     // beside them go by the lanes.
     let files = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut world = World::new(seed(), Director::Embedded, Some(files.path()));
+    let seed = seed();
+    println!("ORIMONO_SEED={seed}");
+    let mut world = World::new(seed, Director::Embedded, Some(files.path()));
     let writes = world.progress.wait_for_more(20_000);
     let retries = world.finish();
     println!("{writes} writes; sent again: {retries:?}");
