@@ -377,7 +377,7 @@ impl Change {
                 compared.word("mtu", (&before.mtu, &after.mtu), Rule::Again);
                 compared.word("queues", (&before.queues, &after.queues), Rule::Again);
                 let addresses = (&before.static_address, &after.static_address);
-                compared.word("addr-type", addresses, Rule::Again);
+                compared.word("addr-type", addresses, Rule::Live);
                 vnic_policy(&mut compared, before, after);
                 let (was, is) = (
                     (&before.ingress, &before.ingress_policy),

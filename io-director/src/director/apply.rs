@@ -266,6 +266,9 @@ impl Prepared<'_> {
             }
             match (&**before, &**after) {
                 (Object::Vnic(_, before), Object::Vnic(_, after)) => {
+                    if before.static_address != after.static_address {
+                        self.director.set_addresses(after);
+                    }
                     if !before.has_policy_of(after) {
                         self.director.set_policy(after);
                     }
@@ -391,6 +394,12 @@ fn let_go(vhbas: Vec<Arc<Vhba>>) {
 }
 
 impl Director {
+    fn set_addresses(&self, vnic: &VnicConfig) {
+        if let Some(port) = self.books.read().ethernet_ports.get(&vnic.port) {
+            port.set_addresses(vnic);
+        }
+    }
+
     fn set_policy(&self, vnic: &VnicConfig) {
         if let Some(port) = self.books.read().ethernet_ports.get(&vnic.port) {
             port.set_policy(vnic);

@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -32,7 +31,8 @@ type Waiting = (DeviceId, Vec<u8>);
 /// The responder of one vNIC and its counters.
 #[derive(Debug)]
 pub(super) struct AddressService {
-    device: DeviceId,
+    /// The vNIC with the words it has now.
+    config: VnicConfig,
     responder: Mutex<Responder>,
     counters: ResponderCounters,
     /// If it has boot files.
@@ -47,7 +47,7 @@ impl AddressService {
     ) -> Option<Self> {
         let boots = vnic.static_address.as_ref()?.boot.is_some();
         Some(Self {
-            device: vnic.id,
+            config: vnic.clone(),
             responder: Mutex::new(Responder::new(vnic)?),
             counters: ResponderCounters::default(),
             boot: boots.then(boot).flatten(),
@@ -77,7 +77,7 @@ impl AddressService {
         };
         counter.add(1);
         if event == Event::Declined && counter.count() == 1 {
-            let device = self.device;
+            let device = self.config.id;
             tracing::warn!(%device, "guest declined its static address, another station has it");
         }
     }
@@ -98,7 +98,7 @@ impl AddressService {
             Verdict::Both(event, answer) => (event, Some(answer), false),
             Verdict::Taken(event, answer) => (event, answer, true),
             Verdict::Tftp => {
-                let job = (self.device, frame.to_vec());
+                let job = (self.config.id, frame.to_vec());
                 let boot = self.boot.as_ref();
                 let queued = boot.is_some_and(|boot| boot.try_send(job).is_ok());
                 if !queued {
@@ -167,7 +167,7 @@ impl BootThread {
 }
 
 fn serve(port: &Weak<PortShared>, jobs: &Receiver<Waiting>) {
-    let mut servers: BTreeMap<DeviceId, (Arc<Vnic>, Tftp<Folder>)> = BTreeMap::new();
+    let mut servers: BTreeMap<DeviceId, (Arc<AddressService>, Tftp<Folder>)> = BTreeMap::new();
     loop {
         match jobs.recv_timeout(IDLE) {
             Ok((device, frame)) => {
@@ -176,25 +176,27 @@ fn serve(port: &Weak<PortShared>, jobs: &Receiver<Waiting>) {
                     servers.remove(&device);
                     continue;
                 };
-                let Some(service) = &vnic.addresses else {
+                let Some(service) = vnic.addresses() else {
+                    servers.remove(&device);
                     continue;
                 };
-                // Of a vNIC that had the number before, it has another's folder.
+                // What it was told before may be another folder.
                 let known = servers.remove(&device);
-                let known = known.filter(|(of, _)| Arc::ptr_eq(of, &vnic));
+                let known = known.filter(|(of, _)| Arc::ptr_eq(of, &service));
                 let server = match known {
                     Some((_, server)) => Some(server),
-                    None => Folder::of(&vnic.config).and_then(|it| Tftp::new(&vnic.config, it)),
+                    None => {
+                        Folder::of(&service.config).and_then(|it| Tftp::new(&service.config, it))
+                    }
                 };
                 let Some(mut server) = server else { continue };
                 let (event, frames) = server.receive(now(), &frame);
                 service.count(event);
                 answer_guest(&vnic, frames);
-                servers.insert(device, (vnic.clone(), server));
+                servers.insert(device, (service, server));
             }
             Err(RecvTimeoutError::Timeout) => {
                 let now = now();
-                servers.retain(|_, (vnic, _)| !vnic.removed.load(Ordering::Relaxed));
                 servers
                     .values_mut()
                     .for_each(|(_, server)| server.expire(now));

@@ -100,7 +100,7 @@ pub(super) struct Vnic {
     pub(super) removed: AtomicBool,
     pub(super) counters: VnicCounters,
     /// Of one with a static address.
-    pub(super) addresses: Option<AddressService>,
+    addresses: RwLock<Option<Arc<AddressService>>>,
 }
 
 impl EthernetPort {
@@ -169,11 +169,25 @@ impl EthernetPort {
             policy: RwLock::new(policy.clone()),
             current,
             removed,
-            addresses: AddressService::new(vnic, || shared.boot.start(shared)),
+            addresses: RwLock::new(self.addresses_of(vnic)),
             counters,
         });
         shared.write_vnics().insert(vnic.id, added);
         shared.lock_switch().insert(vnic.id, policy);
+    }
+
+    fn addresses_of(&self, vnic: &VnicConfig) -> Option<Arc<AddressService>> {
+        let boot = || self.shared.boot.start(&self.shared);
+        AddressService::new(vnic, boot).map(Arc::new)
+    }
+
+    /// Has a vNIC of the port told of another static address, or of none, from its next question on.
+    pub fn set_addresses(&self, vnic: &VnicConfig) {
+        if let Some(known) = self.shared.read_vnics().get(&vnic.id) {
+            let addresses = self.addresses_of(vnic);
+            let current = known.addresses.write();
+            *current.unwrap_or_else(PoisonError::into_inner) = addresses;
+        }
     }
 
     /// Has a vNIC of the port belong to other VLANs, or be watched otherwise, from the next frame on.
@@ -321,7 +335,7 @@ impl EthernetPort {
         });
         let addresses = vnics_now.values();
         let addresses =
-            addresses.filter_map(|vnic| Some(vnic.addresses.as_ref()?.snapshot(&vnic.config.name)));
+            addresses.filter_map(|vnic| Some(vnic.addresses()?.snapshot(&vnic.config.name)));
         let all = std::iter::once(port).chain(vnics);
         all.chain(addresses).chain(lists).collect()
     }
@@ -341,6 +355,12 @@ impl Drop for EthernetPort {
 }
 
 impl Vnic {
+    /// If it has a static address.
+    pub(super) fn addresses(&self) -> Option<Arc<AddressService>> {
+        let addresses = self.addresses.read();
+        addresses.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn policy(&self) -> Arc<Policy> {
         let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner);
         policy.clone()
@@ -355,7 +375,7 @@ impl Vnic {
     /// to be flushed.
     fn send(&self, payload: &[u8], source: Source, forward: &Forward) -> Option<LaneSet> {
         let frame = payload.get(fabric_payload::ethernet::HEADER_BYTES..);
-        if let (Some(addresses), Some(frame)) = (&self.addresses, frame)
+        if let (Some(addresses), Some(frame)) = (self.addresses(), frame)
             && addresses.refuses(frame)
         {
             return None;

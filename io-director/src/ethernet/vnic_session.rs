@@ -100,7 +100,7 @@ impl VnicSession {
             counters.dropped_oversize.add(1);
             return None;
         }
-        if let Some(addresses) = &vnic.addresses
+        if let Some(addresses) = vnic.addresses()
             && addresses.takes(vnic, frame)
         {
             return None;
