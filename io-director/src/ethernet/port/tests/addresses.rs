@@ -7,7 +7,7 @@ use super::*;
 const DISCOVER: &[u8] = include_bytes!("../../../../tests/frames/udhcpc-discover");
 const UDP_PORTS_AT: usize = HEADER_BYTES + 34;
 
-fn static_lab(folder: &std::path::Path) -> LabConfig {
+fn lab_text(folder: &std::path::Path) -> String {
     let folder = folder.display();
     let text = format!(
         r#"
@@ -40,7 +40,11 @@ fn static_lab(folder: &std::path::Path) -> LabConfig {
         mac = "02:00:00:00:00:02"
         "#
     );
-    text.parse().unwrap()
+    text
+}
+
+fn static_lab(folder: &std::path::Path) -> LabConfig {
+    lab_text(folder).parse().unwrap()
 }
 
 fn with_header(frame: &[u8]) -> Vec<u8> {
@@ -107,6 +111,27 @@ fn the_guest_has_its_address_from_the_director_and_from_nobody_else() {
         host.send(B, &question);
         assert_eq!(answer(&host), question);
         assert_eq!(host.counter("vnic vn01.vm1", "dropped_foreign_source"), 0);
+    });
+}
+
+#[test]
+fn another_address_is_in_force_for_the_next_question() {
+    in_namespace(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut lab = static_lab(folder.path());
+        let host = Host::of(&lab);
+        let offered = |last| {
+            host.send(A, &with_header(DISCOVER));
+            let frame = answer(&host);
+            assert_eq!(frame[HEADER_BYTES + 42 + 16..][..4], [192, 168, 10, last]);
+        };
+        offered(201);
+        let vnic = &mut lab.hosts[0].vms[0].vnics[0];
+        let text = lab_text(folder.path()).replace("10.201/24", "10.77/24");
+        let other: LabConfig = text.parse().unwrap();
+        vnic.static_address = other.hosts[0].vms[0].vnics[0].static_address.clone();
+        host.director.apply(lab).unwrap();
+        offered(77);
     });
 }
 
