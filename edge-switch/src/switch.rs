@@ -251,6 +251,11 @@ impl Live for EdgeSwitch {
         Self::apply(self, lab)
     }
 
+    fn refused(&self, lab: &LabConfig, why: &ApplyRefused) -> Report {
+        let before = lock(&self.lab);
+        Difference::between(&before, lab).refused(Side::EdgeSwitch(&self.shared.config.name), why)
+    }
+
     fn watched(&self) -> Watched {
         self.hops().into()
     }

@@ -176,6 +176,9 @@ fn listed(refusals: &[CannotChange]) -> String {
 pub struct Report {
     /// By object.
     pub objects: Vec<ObjectReport>,
+    /// Why nothing has changed, if nothing has: then no object is as the file says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// What became of an object.
@@ -347,6 +350,7 @@ impl Change {
             (Object::Vm(host_before, before), Object::Vm(host_after, after)) => {
                 // Its devices say whether they may move.
                 compared.word("host", (host_before, host_after), Rule::Live);
+                compared.word("qmp", (&before.qmp, &after.qmp), Rule::Live);
                 for (name, before, after) in [
                     ("ingress", before.ingress, after.ingress),
                     ("egress", before.egress, after.egress),
@@ -376,6 +380,8 @@ impl Change {
                 compared.word("mac", (&before.mac, &after.mac), Rule::Again);
                 compared.word("mtu", (&before.mtu, &after.mtu), Rule::Again);
                 compared.word("queues", (&before.queues, &after.queues), Rule::Again);
+                let slots = (&before.pci_slot, &after.pci_slot);
+                compared.word("pci-slot", slots, Rule::Again);
                 let addresses = (&before.static_address, &after.static_address);
                 compared.word("addr-type", addresses, Rule::Live);
                 vnic_policy(&mut compared, before, after);
@@ -397,6 +403,8 @@ impl Change {
                 compared.word("port", (&before.port, &after.port), Rule::Again);
                 compared.word("wwpn", (&before.wwpn, &after.wwpn), Rule::Again);
                 compared.word("queues", (&before.queues, &after.queues), Rule::Again);
+                let slots = (&before.pci_slot, &after.pci_slot);
+                compared.word("pci-slot", slots, Rule::Again);
                 compared.word("luns", (&before.luns, &after.luns), Rule::Live);
                 let (was, is) = (
                     (&before.ingress, &before.ingress_policy),
@@ -643,6 +651,7 @@ pub(crate) fn objects(lab: &LabConfig) -> BTreeMap<ObjectId, Object> {
             }));
             let bare = VmConfig {
                 name: vm.name.clone(),
+                qmp: vm.qmp.clone(),
                 vnics: Vec::new(),
                 vhbas: Vec::new(),
                 ingress: vm.ingress,
@@ -701,6 +710,42 @@ impl Difference {
         kept.retain(|port| budget(before, *port) != budget(after, *port));
         difference.kept_san_ports = kept;
         difference
+    }
+
+    /// The report of a process of `side` that refuses the file: each object that differs is as it was,
+    /// for a reason of its own or since it came in a file with one.
+    #[must_use]
+    pub fn refused(&self, side: Side<'_>, why: &ApplyRefused) -> Report {
+        let reasons: Vec<(&str, String)> = match why {
+            ApplyRefused::CannotChange(all) => {
+                let said = |it: &CannotChange| {
+                    format!("{} cannot change while it runs; {}", it.field, it.next_step)
+                };
+                all.iter()
+                    .map(|it| (it.object.as_str(), said(it)))
+                    .collect()
+            }
+            ApplyRefused::NotAdmitted(over) => {
+                let refusals = over.refusals.iter();
+                let said = |it: &Refusal| format!("{}: {}", it.direction, it.error.with_source());
+                refusals.map(|it| (it.object.as_str(), said(it))).collect()
+            }
+            ApplyRefused::Unavailable { object, reason } => vec![(object, reason.clone())],
+        };
+        let concerned = self.changes.values().filter(|it| it.concerns(side));
+        let objects = concerned.map(|change| {
+            let object = change.object().to_string();
+            let own = reasons.iter().find(|(of, _)| *of == object);
+            let reason = match own {
+                Some((_, reason)) => reason.clone(),
+                None => format!("nothing of the lab file is in force: {why}"),
+            };
+            change.report(Outcome::Failed(reason))
+        });
+        Report {
+            objects: objects.collect(),
+            refused: Some(why.to_string()),
+        }
     }
 
     /// Whether the files say the same.

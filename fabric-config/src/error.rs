@@ -339,6 +339,12 @@ pub enum Problem {
         /// The most.
         queues_max: u16,
     },
+    /// A root port that no guest has.
+    #[error("pci-slot {slot} is out of range; use 0 to {}", crate::PCI_SLOTS - 1)]
+    PciSlot {
+        /// The number.
+        slot: u8,
+    },
     /// A device id of the session itself.
     #[error("id 0 belongs to the fabric session; use 1 or above")]
     DeviceIdIsZero,
@@ -543,6 +549,7 @@ unique! {
     MacAddress => "MAC address",
     Wwpn => "WWPN",
     fabric_transport::DeviceId => "id",
+    u8 => "pci-slot",
     u16 => "LUN",
     PortAddress => "address",
 }

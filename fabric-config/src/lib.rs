@@ -105,6 +105,8 @@
 //! rate = "10G"                       # payload, reservable, protected, oversubscribe: as above
 //! [[host.vm]]
 //! name = "vm1"
+//! qmp = "/run/orimono/host1/vm1.qmp"  # QEMU's monitor: devices come and go while the VM runs;
+//!                                    # default: none, they do when it is started
 //! ingress = { cir = "600M", pir = "2G", pbs-bytes = 0, weight = 0 }  # all devices; default: none
 //! egress = { pir = "2G" }
 //! [[host.vm.vnic]]
@@ -115,6 +117,8 @@
 //! mac = "02:00:00:00:00:01"
 //! mtu = 1500                         # default: the port's
 //! queues = 1                         # default
+//! pci-slot = 0                       # its root port in the guest, 0 to 31; default: none, then it
+//!                                    # cannot come or go while the guest runs
 //! vlan = 100                         # its VLAN, of which the guest sees no tag; or a trunk:
 //! # vlans = ["10", "20-30"]          # what the guest may tag its frames with
 //! # native-vlan = 10                 # of frames without a tag; default: they are dropped
@@ -144,6 +148,7 @@
 //! port = "12/1"
 //! wwpn = "50:01:39:71:00:00:00:0b"   # default: from the id
 //! queues = 1                         # default
+//! pci-slot = 1                       # as of a vNIC
 //! luns = [ { lun = 0, name = "lun0" } ]
 //! ingress = { cir = "100M", unprotected = true, iops = 2000, iops-burst = 20 }
 //! egress = { policy = "default/125M_250M" }
@@ -259,6 +264,10 @@ pub const RAM_BYTES_MAX: u64 = 64 << 30;
 pub const VNIC_QUEUES_MAX: u16 = 8;
 /// Request queues of a vHBA at most, beside its control and event queue.
 pub const VHBA_QUEUES_MAX: u16 = 16;
+
+/// Root ports that are reserved in a guest for devices of the fabric; a device's `pci-slot` is the
+/// number of one.
+pub const PCI_SLOTS: u8 = 32;
 
 /// Ports of an edge switch at most, as the original's IS24 had.
 pub const EDGE_SWITCH_PORTS_MAX: usize = 24;
@@ -518,6 +527,8 @@ pub struct EdgeSwitchConfig {
 pub struct VmConfig {
     /// Its name, unique in the file.
     pub name: String,
+    /// Where its QEMU serves a monitor for the host agent; `None`: nowhere.
+    pub qmp: Option<PathBuf>,
     /// Its network interfaces.
     pub vnics: Vec<VnicConfig>,
     /// Its host bus adapters.
@@ -545,6 +556,9 @@ pub struct VnicConfig {
     pub mtu: u16,
     /// Queue pairs.
     pub queues: u16,
+    /// Its root port in the guest, below [`PCI_SLOTS`] and unique in the VM; `None`: it is on the
+    /// root complex.
+    pub pci_slot: Option<u8>,
     /// Its VLANs.
     pub vlans: VlanMembership,
     /// Whether it reaches only the uplink of its port, and no vNIC of the port reaches it.
@@ -599,6 +613,8 @@ pub struct VhbaConfig {
     pub wwpn: Wwpn,
     /// Request queues.
     pub queues: u16,
+    /// As [`VnicConfig::pci_slot`].
+    pub pci_slot: Option<u8>,
     /// What the guest sees; the numbers are unique.
     pub luns: Vec<LunMapping>,
     /// What the guest sends: the words in force.

@@ -278,6 +278,7 @@ impl EdgeSwitch {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Vm {
     pub(crate) name: Text,
+    pub(crate) qmp: Option<PathBuf>,
     pub(crate) ingress: Option<Spanned<VmRate>>,
     pub(crate) egress: Option<Spanned<VmRate>>,
     #[serde(default)]
@@ -297,6 +298,7 @@ pub(crate) struct Vnic {
     pub(crate) mac: Text,
     pub(crate) mtu: Option<Spanned<u16>>,
     pub(crate) queues: Option<Spanned<u16>>,
+    pub(crate) pci_slot: Option<Spanned<u8>>,
     pub(crate) vlan: Option<Spanned<u16>>,
     pub(crate) vlans: Option<Vec<Text>>,
     pub(crate) native_vlan: Option<Spanned<u16>>,
@@ -353,6 +355,7 @@ pub(crate) struct Vhba {
     pub(crate) port: Text,
     pub(crate) wwpn: Option<Text>,
     pub(crate) queues: Option<Spanned<u16>>,
+    pub(crate) pci_slot: Option<Spanned<u8>>,
     #[serde(default)]
     pub(crate) luns: Vec<LunMapping>,
     pub(crate) ingress: Option<Spanned<Rate>>,

@@ -23,7 +23,7 @@ use crate::static_address::PortAddress;
 use crate::{
     DirectorConfig, EDGE_SWITCH_PORTS_MAX, EdgeSwitchConfig, EthernetPortConfig, HostConfig,
     INTERFACE_NAME_BYTES_MAX, LUN_MAX, LabConfig, LunConfig, LunMapping, MTU_MAX, MTU_MIN,
-    MediumConfig, NAME_BYTES_MAX, RAM_BYTES_MAX, SanPortConfig, Uplink, VHBA_QUEUES_MAX,
+    MediumConfig, NAME_BYTES_MAX, PCI_SLOTS, RAM_BYTES_MAX, SanPortConfig, Uplink, VHBA_QUEUES_MAX,
     VNIC_QUEUES_MAX, VhbaConfig, VmConfig, VnicConfig,
 };
 
@@ -721,14 +721,31 @@ impl Validator<'_> {
             .vnic
             .iter()
             .map(|vnic| self.vnic(vnic, &name, &mut devices));
-        let vnics = vnics.collect::<Result<_>>()?;
+        let vnics: Vec<VnicConfig> = vnics.collect::<Result<_>>()?;
         let vhbas = raw
             .vhba
             .iter()
             .map(|vhba| self.vhba(vhba, &name, &mut devices));
+        let vhbas: Vec<VhbaConfig> = vhbas.collect::<Result<_>>()?;
+        let mut slots = Owners::default();
+        let of_vnics = vnics.iter().zip(&raw.vnic);
+        let of_vnics = of_vnics.map(|(it, raw)| ("vnic", &it.name, &raw.pci_slot));
+        let of_vhbas = vhbas.iter().zip(&raw.vhba);
+        let of_vhbas = of_vhbas.map(|(it, raw)| ("vhba", &it.name, &raw.pci_slot));
+        for (kind, name, slot) in of_vnics.chain(of_vhbas) {
+            if let Some(spanned) = slot {
+                let (object, slot) = (format!("{kind} {name}"), *spanned.get_ref());
+                self.require(&object, spanned, slot < PCI_SLOTS, || Problem::PciSlot {
+                    slot,
+                })?;
+                let claimed = slots.claim(&slot, &object);
+                self.at(&object, spanned, claimed)?;
+            }
+        }
         let mut vm = VmConfig {
-            vhbas: vhbas.collect::<Result<_>>()?,
+            vhbas,
             name,
+            qmp: raw.qmp.clone(),
             vnics,
             ingress: VmRate::default(),
             egress: VmRate::default(),
@@ -819,6 +836,7 @@ impl Validator<'_> {
             mac,
             mtu,
             queues: self.queues(&object, raw.queues.as_ref(), VNIC_QUEUES_MAX)?,
+            pci_slot: raw.pci_slot.as_ref().map(|slot| *slot.get_ref()),
             vlans: self.vlan_membership(&object, raw)?,
             isolated: self.isolated(&object, raw, ethernet_is_private, port)?,
             addresses: self.prefixes(&object, &raw.addresses)?,
@@ -879,6 +897,7 @@ impl Validator<'_> {
             port,
             wwpn,
             queues: self.queues(&object, raw.queues.as_ref(), VHBA_QUEUES_MAX)?,
+            pci_slot: raw.pci_slot.as_ref().map(|slot| *slot.get_ref()),
             luns,
             ingress,
             ingress_policy,

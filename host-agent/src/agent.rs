@@ -1,6 +1,7 @@
 //! Starting and stopping everything that a host has, and changing it meanwhile.
 
 mod apply;
+mod view;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -25,6 +26,8 @@ use vhost_user_session::{Session, SessionConfig, SessionHandle, SocketSource, Vi
 use vnic_backend::VnicDevice;
 
 use crate::embedded::EmbeddedDirector;
+use crate::plug::Plugs;
+use view::View;
 
 /// A running host agent; dropped, it ends its devices, its session and an embedded director.
 pub struct HostAgent {
@@ -34,6 +37,8 @@ pub struct HostAgent {
     uplink: Arc<HostUplink>,
     director: Option<Director>,
     link: Arc<LinkHop>,
+    plugs: Arc<Plugs>,
+    view: Arc<View>,
     name: String,
     allow_unsealed_memory: bool,
     /// The lab file in force; locked while another is applied.
@@ -201,11 +206,16 @@ impl HostAgent {
         let watched = Arc::downgrade(&uplink);
         let standby = move || watched.upgrade()?.standby()?.endpoint();
         let link = LinkHop::new(host.budget.hop(), names(host), present).with_standby(standby);
+        let plugs = Arc::new(Plugs::default());
+        plugs.set(host);
+        let view = View::new(&uplink, &plugs, host);
         Ok(Self {
             served: Mutex::new(served),
             uplink,
             director,
             link: Arc::new(link),
+            plugs,
+            view: Arc::new(view),
             name: host.name.clone(),
             allow_unsealed_memory,
             lab: Mutex::new(lab.clone()),
@@ -219,6 +229,7 @@ impl HostAgent {
         let director = self.director.as_ref();
         let mut watched = director.map(Director::watched).unwrap_or_default();
         watched.hops.insert(0, self.link.clone());
+        watched.devices = Some(self.view.clone());
         watched
     }
 

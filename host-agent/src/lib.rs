@@ -13,6 +13,7 @@
 
 mod agent;
 mod embedded;
+mod plug;
 pub mod qemu_args;
 
 pub use agent::HostAgent;

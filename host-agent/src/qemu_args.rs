@@ -3,13 +3,16 @@
 use std::ffi::OsString;
 
 use anyhow::{Context, Result};
-use fabric_config::LabConfig;
-use orimono_qemu::{Accelerator, Version, Vhba, Vnic, vhba_args, vnic_args};
+use fabric_config::{HostConfig, LabConfig, PCI_SLOTS, VhbaConfig, VnicConfig};
+use orimono_qemu::{
+    Accelerator, Version, Vhba, Vnic, monitor_args, root_port, root_port_args, vhba_args, vnic_args,
+};
 
 use crate::agent::socket_path;
 
 /// Arguments for `vm`: its memory as a shared memfd of `memory` (QEMU's notation, "1G"), which
-/// vhost-user needs, then a device at a time.
+/// vhost-user needs, the root ports and the monitor if devices may come and go, then a device at a
+/// time.
 ///
 /// # Errors
 /// No VM of that name; the error lists those there are.
@@ -41,23 +44,44 @@ pub fn qemu_args(
         "-m".into(),
         memory.into(),
     ];
+    let slots = vm.vnics.iter().map(|vnic| vnic.pci_slot);
+    let mut slots = slots.chain(vm.vhbas.iter().map(|vhba| vhba.pci_slot));
+    if vm.qmp.is_some() || slots.any(|slot| slot.is_some()) {
+        arguments.extend(root_port_args(PCI_SLOTS));
+    }
+    if let Some(qmp) = &vm.qmp {
+        arguments.extend(monitor_args(qmp));
+    }
     for config in &vm.vnics {
-        let mac = config
-            .mac
-            .to_string()
-            .parse()
-            .context("address of a vNIC")?;
-        let mut vnic = Vnic::new(&config.name, socket_path(host, &config.name), mac);
-        vnic.queues = config.queues;
-        vnic.mtu = Some(config.mtu);
+        let vnic = vnic(host, config)?;
         arguments.extend(vnic_args(&vnic, version, accelerator));
     }
     for config in &vm.vhbas {
-        let mut vhba = Vhba::new(&config.name, socket_path(host, &config.name));
-        vhba.queues = config.queues;
-        arguments.extend(vhba_args(&vhba, version));
+        arguments.extend(vhba_args(&vhba(host, config), version));
     }
     Ok(arguments)
+}
+
+/// A vNIC as QEMU has it.
+///
+/// # Errors
+/// Its address is none for QEMU.
+pub(crate) fn vnic(host: &HostConfig, config: &VnicConfig) -> Result<Vnic> {
+    let mac = config.mac.to_string();
+    let mac = mac.parse().context("address of a vNIC")?;
+    let mut vnic = Vnic::new(&config.name, socket_path(host, &config.name), mac);
+    vnic.queues = config.queues;
+    vnic.mtu = Some(config.mtu);
+    vnic.bus = config.pci_slot.map(root_port);
+    Ok(vnic)
+}
+
+/// A vHBA as QEMU has it.
+pub(crate) fn vhba(host: &HostConfig, config: &VhbaConfig) -> Vhba {
+    let mut vhba = Vhba::new(&config.name, socket_path(host, &config.name));
+    vhba.queues = config.queues;
+    vhba.bus = config.pci_slot.map(root_port);
+    vhba
 }
 
 /// The arguments as one line for a shell.

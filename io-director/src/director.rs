@@ -395,7 +395,7 @@ impl Director {
         Watched {
             hops: self.hops(),
             storage: Some(Arc::new(self.san_view())),
-            applies: None,
+            ..Watched::default()
         }
     }
 

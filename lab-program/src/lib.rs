@@ -58,6 +58,9 @@ pub trait Live: Sync {
     /// [`ApplyRefused`]; nothing has changed.
     fn apply(&self, lab: LabConfig) -> Result<Report, ApplyRefused>;
 
+    /// What a refusal of `lab` leaves as it was ([`Difference::refused`](fabric_config::Difference)).
+    fn refused(&self, lab: &LabConfig, why: &ApplyRefused) -> Report;
+
     /// What a monitor answers for now.
     fn watched(&self) -> Watched;
 }
@@ -190,6 +193,13 @@ impl Applier<'_> {
         while let Ok(ApplyJob::Apply(done)) = wanted.recv() {
             let applied = self.apply();
             match &applied {
+                Ok(Report {
+                    refused: Some(reason),
+                    ..
+                })
+                | Err(reason) => {
+                    tracing::error!(reason, "lab file is not applied, nothing has changed")
+                }
                 Ok(report) => {
                     for object in &report.objects {
                         let (name, change) = (&object.object, object.change);
@@ -205,9 +215,6 @@ impl Applier<'_> {
                     }
                     tracing::info!(objects = report.objects.len(), "lab file is in force");
                 }
-                Err(reason) => {
-                    tracing::error!(reason, "lab file is not applied, nothing has changed")
-                }
             }
             done.tell(applied);
         }
@@ -215,7 +222,10 @@ impl Applier<'_> {
 
     fn apply(&self) -> Result<Report, String> {
         let lab = self.program.lab().map_err(|error| format!("{error:#}"))?;
-        let report = self.live.apply(lab).map_err(|error| error.to_string())?;
+        let report = match self.live.apply(lab.clone()) {
+            Ok(report) => report,
+            Err(why) => return Ok(self.live.refused(&lab, &why)),
+        };
         self.monitor.replace(self.live.watched());
         Ok(report)
     }

@@ -10,6 +10,7 @@ use std::{
     str::FromStr,
 };
 
+use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::{accelerator::Accelerator, emulator::Version};
@@ -69,7 +70,7 @@ impl std::fmt::Display for MacAddress {
 }
 
 /// One vNIC of a guest: `virtio-net-pci` on a `vhost-user` back-end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Vnic {
     /// Name in QEMU's lists; the chardev and netdev are named after it. Letters, digits, `-`,
     /// `.` and `_`, a letter first (QEMU refuses others).
@@ -107,7 +108,7 @@ impl Vnic {
 }
 
 /// One vHBA of a guest: `vhost-user-scsi-pci`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Vhba {
     /// Name in QEMU's lists, as [`Vnic::id`].
     pub id: String,
@@ -139,84 +140,227 @@ impl Vhba {
     }
 }
 
-/// The arguments of a vNIC for that QEMU.
-///
-/// Under TCG, QEMU 7 dies on MSI-X of a vhost-user network device, so it gets `vectors=0` there.
-/// Without a place in the boot order the option ROM (iPXE) is left out: loading it costs time.
+/// A device as QEMU's monitor takes it, and as its command line does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plug {
+    /// Name of the chardev.
+    chardev: String,
+    socket: PathBuf,
+    /// Option and value of connecting again.
+    reconnect: Option<(&'static str, u32)>,
+    /// Arguments of `netdev_add`; a vHBA has none.
+    netdev: Option<Words>,
+    /// Arguments of `device_add`; the first is the driver.
+    device: Words,
+}
+
+/// Options and their values; the first is the one that a command line does not name.
+type Words = Vec<(&'static str, Value)>;
+
+impl Plug {
+    /// A vNIC for that QEMU.
+    ///
+    /// Under TCG, QEMU 7 dies on MSI-X of a vhost-user network device, so it gets `vectors=0` there.
+    /// Without a place in the boot order the option ROM (iPXE) is left out: loading it costs time.
+    #[must_use]
+    pub fn vnic(vnic: &Vnic, version: Version, accelerator: Accelerator) -> Self {
+        let (chardev, net) = (format!("{}-socket", vnic.id), format!("{}-net", vnic.id));
+        let mut netdev: Words = vec![
+            ("type", "vhost-user".into()),
+            ("id", net.clone().into()),
+            ("chardev", chardev.clone().into()),
+        ];
+        let mut device: Words = vec![
+            ("driver", "virtio-net-pci".into()),
+            ("id", vnic.id.clone().into()),
+            ("netdev", net.into()),
+            ("mac", vnic.mac.to_string().into()),
+        ];
+        let mut set = |key, value: Value| device.push((key, value));
+        if vnic.queues > 1 {
+            netdev.push(("queues", vnic.queues.into()));
+            set("mq", true.into());
+        }
+        if let Some(mtu) = vnic.mtu {
+            set("host_mtu", mtu.into());
+        }
+        if accelerator == Accelerator::Tcg && !version.vhost_user_net_has_msix_under_tcg() {
+            set("vectors", 0.into());
+        } else if vnic.queues > 1 {
+            // One for each direction of each pair, one for configuration, one for control.
+            set("vectors", (u32::from(vnic.queues) * 2 + 2).into());
+        }
+        match vnic.boot_index {
+            Some(index) => set("bootindex", index.into()),
+            None => set("romfile", "".into()),
+        };
+        if let Some(bus) = &vnic.bus {
+            set("bus", bus.clone().into());
+        }
+        Self {
+            chardev,
+            socket: vnic.socket.clone(),
+            reconnect: vnic.reconnect.then(|| version.reconnect()),
+            netdev: Some(netdev),
+            device,
+        }
+    }
+
+    /// A vHBA for that QEMU.
+    #[must_use]
+    pub fn vhba(vhba: &Vhba, version: Version) -> Self {
+        let chardev = format!("{}-socket", vhba.id);
+        let mut device: Words = vec![
+            ("driver", "vhost-user-scsi-pci".into()),
+            ("id", vhba.id.clone().into()),
+            ("chardev", chardev.clone().into()),
+            ("num_queues", vhba.queues.into()),
+        ];
+        let mut set = |key, value: Value| device.push((key, value));
+        if let Some(index) = vhba.boot_index {
+            set("bootindex", index.into());
+        }
+        if let Some(bus) = &vhba.bus {
+            set("bus", bus.clone().into());
+        }
+        let reconnects = vhba.reconnect && version.vhost_user_scsi_reconnects();
+        Self {
+            chardev,
+            socket: vhba.socket.clone(),
+            reconnect: reconnects.then(|| version.reconnect()),
+            netdev: None,
+            device,
+        }
+    }
+
+    /// The words of QEMU's command line.
+    #[must_use]
+    pub fn args(&self) -> Vec<OsString> {
+        let mut chardev = Options::new("socket");
+        chardev
+            .set("id", &self.chardev)
+            .set_path("path", &self.socket);
+        if let Some((option, value)) = self.reconnect {
+            chardev.set(option, value.to_string());
+        }
+        let mut args = vec!["-chardev".into(), chardev.finish()];
+        if let Some(netdev) = &self.netdev {
+            args.extend(["-netdev".into(), option_list(netdev)]);
+        }
+        args.extend(["-device".into(), option_list(&self.device)]);
+        args
+    }
+
+    /// The commands of QEMU's monitor, in their order.
+    #[must_use]
+    pub fn commands(&self) -> Vec<Value> {
+        let mut data = json!({
+            "addr": {"type": "unix", "data": {"path": self.socket.to_string_lossy()}},
+            "server": false,
+        });
+        if let (Some((option, value)), Some(data)) = (self.reconnect, data.as_object_mut()) {
+            data.insert(option.to_owned(), value.into());
+        }
+        let backend = json!({"type": "socket", "data": data});
+        let chardev = json!({"id": self.chardev, "backend": backend});
+        let mut commands = vec![json!({"execute": "chardev-add", "arguments": chardev})];
+        if let Some(netdev) = &self.netdev {
+            commands.push(json!({"execute": "netdev_add", "arguments": object(netdev)}));
+        }
+        commands.push(json!({"execute": "device_add", "arguments": object(&self.device)}));
+        commands
+    }
+
+    /// The commands that take away what a device called `id` stood on, once it is gone. Where that went
+    /// along with the device, QEMU refuses them.
+    #[must_use]
+    pub fn leftovers(id: &str) -> [Value; 2] {
+        [
+            json!({"execute": "netdev_del", "arguments": {"id": format!("{id}-net")}}),
+            json!({"execute": "chardev-remove", "arguments": {"id": format!("{id}-socket")}}),
+        ]
+    }
+}
+
+fn object(words: &Words) -> Value {
+    let words = words.iter();
+    Value::Object(
+        words
+            .map(|(key, value)| ((*key).to_owned(), value.clone()))
+            .collect(),
+    )
+}
+
+/// An option list; the name of its first word is left out.
+fn option_list(words: &Words) -> OsString {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "on".to_owned(),
+        Value::Bool(false) => "off".to_owned(),
+        other => other.to_string(),
+    };
+    let mut words = words.iter();
+    let first = words.next().map(|(_, value)| text(value));
+    let mut options = Options::new(&first.unwrap_or_default());
+    for (key, value) in words {
+        options.set(key, text(value));
+    }
+    options.finish()
+}
+
+/// The arguments of a vNIC for that QEMU ([`Plug::vnic`]).
 #[must_use]
 pub fn vnic_args(vnic: &Vnic, version: Version, accelerator: Accelerator) -> Vec<OsString> {
-    let mut chardev = Options::new("socket");
-    chardev
-        .set("id", format!("{}-socket", vnic.id))
-        .set_path("path", &vnic.socket);
-    if vnic.reconnect {
-        chardev.word(version.reconnect_option());
-    }
-    let mut netdev = Options::new("vhost-user");
-    netdev
-        .set("id", format!("{}-net", vnic.id))
-        .set("chardev", format!("{}-socket", vnic.id));
-    let mut device = Options::new("virtio-net-pci");
-    device
-        .set("id", &vnic.id)
-        .set("netdev", format!("{}-net", vnic.id));
-    device.set("mac", vnic.mac.to_string());
-    if vnic.queues > 1 {
-        netdev.set("queues", vnic.queues.to_string());
-        device.set("mq", "on");
-    }
-    if let Some(mtu) = vnic.mtu {
-        device.set("host_mtu", mtu.to_string());
-    }
-    if accelerator == Accelerator::Tcg && !version.vhost_user_net_has_msix_under_tcg() {
-        device.set("vectors", "0");
-    } else if vnic.queues > 1 {
-        // One for each direction of each pair, one for configuration, one for control.
-        device.set("vectors", (u32::from(vnic.queues) * 2 + 2).to_string());
-    }
-    match vnic.boot_index {
-        Some(index) => device.set("bootindex", index.to_string()),
-        None => device.set("romfile", ""),
-    };
-    if let Some(bus) = &vnic.bus {
-        device.set("bus", bus);
-    }
-    vec![
-        "-chardev".into(),
-        chardev.finish(),
-        "-netdev".into(),
-        netdev.finish(),
-        "-device".into(),
-        device.finish(),
-    ]
+    Plug::vnic(vnic, version, accelerator).args()
 }
 
 /// The arguments of a vHBA for that QEMU.
 #[must_use]
 pub fn vhba_args(vhba: &Vhba, version: Version) -> Vec<OsString> {
+    Plug::vhba(vhba, version).args()
+}
+
+/// The bus of a device that has the root port `slot` of [`root_port_args`].
+#[must_use]
+pub fn root_port(slot: u8) -> String {
+    format!("orimono-rp{slot}")
+}
+
+/// Reserves that many PCIe root ports, at most 64, for devices that come and go. The places of all are
+/// fixed, so a device keeps its PCI address as long as it keeps its port.
+///
+/// Eight share a slot of the root complex, from 0x14 on, where QEMU and libvirt put nothing by
+/// themselves. None reserves I/O space, of which there is little and which virtio 1 does not use.
+#[must_use]
+pub fn root_port_args(count: u8) -> Vec<OsString> {
+    let ports = (0..count.min(64)).flat_map(|slot| {
+        let mut port = Options::new("pcie-root-port");
+        let place = format!("0x{:x}.0x{:x}", 0x14 + slot / 8, slot % 8);
+        port.set("id", root_port(slot))
+            .set("bus", "pcie.0")
+            .set("addr", place)
+            .set("multifunction", "on")
+            .set("chassis", (u16::from(slot) + 100).to_string())
+            .set("io-reserve", "0");
+        ["-device".into(), port.finish()]
+    });
+    ports.collect()
+}
+
+/// A monitor at `socket` for the host agent, which is its only client.
+#[must_use]
+pub fn monitor_args(socket: &Path) -> Vec<OsString> {
     let mut chardev = Options::new("socket");
     chardev
-        .set("id", format!("{}-socket", vhba.id))
-        .set_path("path", &vhba.socket);
-    if vhba.reconnect && version.vhost_user_scsi_reconnects() {
-        chardev.word(version.reconnect_option());
-    }
-    let mut device = Options::new("vhost-user-scsi-pci");
-    device
-        .set("id", &vhba.id)
-        .set("chardev", format!("{}-socket", vhba.id));
-    device.set("num_queues", vhba.queues.to_string());
-    if let Some(index) = vhba.boot_index {
-        device.set("bootindex", index.to_string());
-    }
-    if let Some(bus) = &vhba.bus {
-        device.set("bus", bus);
-    }
+        .set("id", "orimono-qmp")
+        .set_path("path", socket)
+        .set("server", "on")
+        .set("wait", "off");
     vec![
         "-chardev".into(),
         chardev.finish(),
-        "-device".into(),
-        device.finish(),
+        "-mon".into(),
+        "chardev=orimono-qmp,mode=control".into(),
     ]
 }
 
@@ -305,6 +449,43 @@ mod tests {
                  host_mtu=9000,vectors=6,romfile=,bus=rp0",
             ]
         );
+    }
+
+    #[test]
+    fn a_device_that_is_plugged_in_has_the_words_of_the_command_line() {
+        let vnic = Vnic {
+            bus: Some(root_port(3)),
+            ..vnic()
+        };
+        let plug = Plug::vnic(&vnic, Version::new(7, 2), Accelerator::Tcg);
+        let data = json!({
+            "addr": {"type": "unix", "data": {"path": "/run/x/vn01.sock"}},
+            "server": false, "reconnect": 1,
+        });
+        let expected = [
+            json!({"execute": "chardev-add", "arguments":
+                {"id": "vn01-socket", "backend": {"type": "socket", "data": data}}}),
+            json!({"execute": "netdev_add", "arguments":
+                {"type": "vhost-user", "id": "vn01-net", "chardev": "vn01-socket"}}),
+            json!({"execute": "device_add", "arguments": {
+                "driver": "virtio-net-pci", "id": "vn01", "netdev": "vn01-net",
+                "mac": "02:15:97:00:00:01", "vectors": 0, "romfile": "", "bus": "orimono-rp3"}}),
+        ];
+        assert_eq!(plug.commands(), expected);
+    }
+
+    #[test]
+    fn root_ports_have_places_of_their_own() {
+        let args = root_port_args(64);
+        let devices: Vec<_> = args.iter().skip(1).step_by(2).collect();
+        assert_eq!(devices.len(), 64);
+        assert_eq!(
+            *devices[9],
+            "pcie-root-port,id=orimono-rp9,bus=pcie.0,addr=0x15.0x1,multifunction=on,\
+             chassis=109,io-reserve=0"
+        );
+        // 0x1f is the south bridge of q35.
+        assert!(devices[63].to_string_lossy().contains("addr=0x1b.0x7"));
     }
 
     #[test]

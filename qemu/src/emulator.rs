@@ -74,14 +74,14 @@ impl Version {
         self >= Self::new(10, 0)
     }
 
-    /// The chardev option for one second between attempts to connect: `reconnect=` became
-    /// deprecated when `reconnect-ms=` came with 9.2.
+    /// The chardev option, and its value, for one second between attempts to connect: `reconnect`
+    /// became deprecated when `reconnect-ms` came with 9.2.
     #[must_use]
-    pub fn reconnect_option(self) -> &'static str {
+    pub fn reconnect(self) -> (&'static str, u32) {
         if self >= Self::new(9, 2) {
-            "reconnect-ms=1000"
+            ("reconnect-ms", 1_000)
         } else {
-            "reconnect=1"
+            ("reconnect", 1)
         }
     }
 }
@@ -223,10 +223,10 @@ mod tests {
     fn flags_follow_the_version() {
         let old = Version::new(7, 2);
         assert!(!old.vhost_user_scsi_reconnects() && !old.vhost_user_net_has_msix_under_tcg());
-        assert_eq!(old.reconnect_option(), "reconnect=1");
+        assert_eq!(old.reconnect(), ("reconnect", 1));
         let new = Version::new(10, 0);
         assert!(new.vhost_user_scsi_reconnects() && new.vhost_user_net_has_msix_under_tcg());
-        assert_eq!(new.reconnect_option(), "reconnect-ms=1000");
+        assert_eq!(new.reconnect(), ("reconnect-ms", 1_000));
     }
 
     #[test]

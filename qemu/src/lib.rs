@@ -50,7 +50,9 @@ mod channel;
 mod tool;
 
 pub use accelerator::{Accelerator, AcceleratorChoice};
-pub use device::{MacAddress, Vhba, Vnic, vhba_args, vnic_args};
+pub use device::{
+    MacAddress, Plug, Vhba, Vnic, monitor_args, root_port, root_port_args, vhba_args, vnic_args,
+};
 pub use emulator::{Qemu, Version};
 pub use guest::{CommandId, ExitStatus, Guest, GuestError, Output};
 pub use image::GuestImage;

@@ -13,6 +13,8 @@ use std::{
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::emulator::Version;
+
 /// Events kept for [`Qmp::event`]; the oldest are forgotten.
 const EVENTS_MAX: usize = 256;
 /// Longest line taken from QEMU, in bytes.
@@ -52,6 +54,7 @@ pub struct Qmp {
     stream: UnixStream,
     received: Vec<u8>,
     events: VecDeque<Value>,
+    version: Version,
 }
 
 impl Qmp {
@@ -65,13 +68,27 @@ impl Qmp {
             stream,
             received: Vec::new(),
             events: VecDeque::new(),
+            version: Version::new(0, 0),
         };
         let deadline = Deadline::after(within);
-        if qmp.line(deadline)?.get("QMP").is_none() {
+        let greeting = qmp.line(deadline)?;
+        if greeting.get("QMP").is_none() {
             return Err(QmpError::NotQmp);
         }
+        let number = |which| {
+            let path = format!("/QMP/version/qemu/{which}");
+            let number = greeting.pointer(&path).and_then(Value::as_u64);
+            number.and_then(|it| u32::try_from(it).ok()).unwrap_or(0)
+        };
+        qmp.version = Version::new(number("major"), number("minor"));
         qmp.execute(&json!({"execute": "qmp_capabilities"}), within)?;
         Ok(qmp)
+    }
+
+    /// What it serves.
+    #[must_use]
+    pub const fn version(&self) -> Version {
+        self.version
     }
 
     /// Sends a command (`{"execute": ..., "arguments": ...}`) and returns its `return` value.

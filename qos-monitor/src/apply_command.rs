@@ -8,6 +8,9 @@ use crate::{print, text};
 
 pub(crate) fn run(client: &mut Client, json: bool) -> Result<()> {
     let report = client.apply()?;
+    if let Some(reason) = report.refused {
+        bail!("nothing has changed: {reason}");
+    }
     print(json, &report, || {
         let rows = report.objects.iter().map(|object| {
             let outcome = match &object.outcome {

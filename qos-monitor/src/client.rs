@@ -8,6 +8,7 @@ use std::time::Duration;
 use fabric_config::Report;
 use serde::de::DeserializeOwned;
 
+use crate::devices_of_host::DeviceState;
 use crate::protocol::{
     Answer, CaptureFollows, DeviceSla, HopState, LastDecisions, PathChanged, Request, SessionPaths,
     TraceFollows,
@@ -111,7 +112,8 @@ impl Client {
         self.take_bytes(bytes)
     }
 
-    /// Has the process apply its lab file again; returns when it is done.
+    /// Has the process apply its lab file again; returns when it is done, or refused
+    /// ([`Report::refused`]).
     ///
     /// # Errors
     /// [`ClientError`]; if it is [`ClientError::Refused`] nothing has changed.
@@ -124,6 +126,14 @@ impl Client {
         let report = self.ask(&Request::Apply {});
         patience(self.stream.get_ref(), PATIENCE)?;
         report
+    }
+
+    /// The devices of a host agent; of other processes none.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn devices(&mut self) -> Result<Vec<DeviceState>, ClientError> {
+        self.ask(&Request::Devices {})
     }
 
     /// The sessions of all fabric links.

@@ -15,6 +15,7 @@
 //! | [`recording`] | a trace as a file |
 //! | [`storage`] | logical units and vHBAs, of a process that has them |
 //! | [`capture_file`] | captured commands as a file for Wireshark |
+//! | [`devices_of_host`] | the devices of a host agent |
 //! | [`client`] | the other end of the control socket |
 //! | [`apply`] | a client asks the process to apply its lab file again |
 //!
@@ -26,6 +27,7 @@ pub mod apply;
 pub mod capture_file;
 pub mod client;
 mod connection;
+pub mod devices_of_host;
 pub mod hop;
 pub mod link;
 pub mod monitor;
@@ -37,6 +39,7 @@ pub mod storage;
 
 pub use apply::{APPLY_JOBS_MAX, ApplyDone, ApplyJob};
 pub use client::{Client, ClientError};
+pub use devices_of_host::{DeviceState, Devices, GuestState};
 pub use hop::Hop;
 pub use link::LinkHop;
 pub use monitor::{Monitor, MonitorError, Watched};

@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::apply::{Answers, ApplyJob, ask};
 use crate::connection::{Connection, Incoming};
+use crate::devices_of_host::Devices;
 use crate::hop::Hop;
 use crate::link::LinkHop;
 use crate::protocol::{
@@ -76,6 +77,8 @@ pub struct Watched {
     pub hops: Vec<Arc<dyn Hop>>,
     /// Its logical units, if it serves any.
     pub storage: Option<Arc<dyn Storage>>,
+    /// The devices of guests, if it has any.
+    pub devices: Option<Arc<dyn Devices>>,
     /// Who applies a changed lab file, if the process takes one.
     pub applies: Option<SyncSender<ApplyJob>>,
 }
@@ -119,6 +122,7 @@ impl Monitor {
         let Watched {
             hops,
             storage,
+            devices,
             applies,
         } = watched.into();
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
@@ -136,6 +140,7 @@ impl Monitor {
             socket: control.map(ControlSocket::bind).transpose()?,
             sampler: Sampler::new(hops),
             storage,
+            devices,
             captures: BTreeMap::new(),
             clients: Vec::new(),
             clients_total: 0,
@@ -192,6 +197,7 @@ struct Watch {
     socket: Option<ControlSocket>,
     sampler: Sampler,
     storage: Option<Arc<dyn Storage>>,
+    devices: Option<Arc<dyn Devices>>,
     /// By number of the client.
     captures: BTreeMap<u64, Box<dyn Capture>>,
     clients: Vec<Connection>,
@@ -302,9 +308,16 @@ impl Watch {
         }
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let next = next.take();
-        if let Some(Watched { hops, storage, .. }) = next {
+        if let Some(Watched {
+            hops,
+            storage,
+            devices,
+            ..
+        }) = next
+        {
             self.sampler.replace(hops);
             self.storage = storage;
+            self.devices = devices;
             let hops = &self.sampler;
             self.recorders
                 .retain(|name, _| hops.hops().any(|hop| hop.name() == name));
@@ -442,6 +455,10 @@ impl Watch {
                 let name = hop.name().to_owned();
                 self.recorders.remove(&name);
                 taken
+            }
+            Request::Devices {} => {
+                let devices = self.devices.as_ref();
+                Ok(ok(&devices.map(|it| it.devices()).unwrap_or_default()))
             }
             Request::Luns {} => Ok(ok(&self.storage()?.luns())),
             Request::Vhbas {} => Ok(ok(&self.storage()?.vhbas())),

@@ -13,6 +13,8 @@
 //! < {"ok":null}
 //! > {"command":"apply"}
 //! < {"ok":{"objects":[{"object":"vnic vn01.vm1","change":"added","fields":[],"outcome":"done"}]}}
+//! > {"command":"devices"}
+//! < {"ok":[{"name":"vn01.vm1","generation":1,"attached":true,"refused":null,"guest":"plugged"}]}
 //! > {"command":"luns"}
 //! < {"ok":[{"name":"data","state":"ready",...}]}
 //! > {"command":"start-capture","vhba":"vh01.vm1","lun":null,"snap_bytes":512}
@@ -61,6 +63,8 @@ pub enum Request {
     /// When frames went another way: a list of [`PathChanged`], by hop, oldest first; of each hop the
     /// last 64, also those of sessions that are over.
     PathChanges {},
+    /// The devices of a host agent: a list of [`DeviceState`](crate::DeviceState); of others none.
+    Devices {},
     /// The logical units: a list of [`LunState`](crate::storage::LunState).
     Luns {},
     /// The vHBAs: a list of [`VhbaState`](crate::storage::VhbaState).
@@ -78,7 +82,7 @@ pub enum Request {
     /// What was captured since it was last taken: [`CaptureFollows`], then its bytes.
     TakeCapture {},
     /// Has the process read its lab file again and apply it: a [`Report`](fabric_config::Report),
-    /// when it is done. Until then the connection answers nothing else.
+    /// when it is done; also if it refuses the file. Until then the connection answers nothing else.
     Apply {},
     /// Has the frames of a session go by one of its links, both directions: the answer is `null`, and
     /// comes before the change is through.
@@ -230,6 +234,7 @@ mod tests {
             Request::Decisions { hop: hop() },
             Request::TakeTrace { hop: hop() },
             Request::Apply {},
+            Request::Devices {},
             Request::Switchover {
                 hop: hop(),
                 link: 2,
@@ -294,6 +299,7 @@ mod tests {
             answers::<Vec<SessionPaths>>(line);
             answers::<Vec<PathChanged>>(line);
             answers::<TraceFollows>(line);
+            answers::<Vec<crate::DeviceState>>(line);
             answers::<Vec<LunState>>(line);
             answers::<Vec<VhbaState>>(line);
             answers::<CaptureInterface>(line);

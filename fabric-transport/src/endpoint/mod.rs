@@ -508,6 +508,14 @@ impl Endpoint {
         self.run_link();
     }
 
+    /// Whether the director serves `device` in this session.
+    #[must_use]
+    pub fn is_attached(&self, device: DeviceId) -> bool {
+        let core = self.lock();
+        let device = core.devices.get(&device);
+        device.is_some_and(|device| device.attached)
+    }
+
     /// Ends the session; the peer is told `reason`. Idempotent.
     pub fn close(&self, reason: &str) {
         self.lock().session.close(reason);

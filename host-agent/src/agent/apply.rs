@@ -53,6 +53,10 @@ impl HostAgent {
         let director = director.map(|director: &Director| director.prepare(after.clone()));
         let director = director.transpose()?;
         let mut failures = BTreeMap::new();
+        let ended = names(was).into_iter();
+        let ended: Vec<_> = ended.filter(|(id, _)| difference.ends(*id)).collect();
+        self.plugs
+            .release(ended.iter().map(|(_, name)| name.as_str()));
         self.end_devices(was, &difference);
         let mut report = director.map_or_else(Report::default, |director| director.commit());
         self.set_rates(&difference, &mut failures);
@@ -62,6 +66,8 @@ impl HostAgent {
             }
         }
         self.link.set_devices(names(host));
+        self.view.set(host);
+        self.plugs.set(host);
         for (id, change) in difference.changes().filter(|(_, it)| it.concerns(side)) {
             let failed = failures.remove(id);
             let own = change.report(failed.map_or(Outcome::Done, Outcome::Failed));
@@ -154,6 +160,16 @@ impl HostAgent {
 impl Live for HostAgent {
     fn apply(&self, lab: LabConfig) -> Result<Report, ApplyRefused> {
         Self::apply(self, lab)
+    }
+
+    fn refused(&self, lab: &LabConfig, why: &ApplyRefused) -> Report {
+        let before = self.lab.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of an embedded director's objects it speaks too.
+        let side = match self.director {
+            Some(_) => Side::Director,
+            None => Side::Host(&self.name),
+        };
+        Difference::between(&before, lab).refused(side, why)
     }
 
     fn watched(&self) -> Watched {

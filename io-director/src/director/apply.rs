@@ -117,6 +117,11 @@ impl Live for Director {
         Self::apply(self, lab)
     }
 
+    fn refused(&self, lab: &LabConfig, why: &ApplyRefused) -> Report {
+        let before = self.lab.lock().unwrap_or_else(PoisonError::into_inner);
+        Difference::between(&before, lab).refused(Side::Director, why)
+    }
+
     fn watched(&self) -> Watched {
         Self::watched(self)
     }
@@ -167,6 +172,7 @@ impl Prepared<'_> {
         });
         let report = Report {
             objects: objects.collect(),
+            refused: None,
         };
         *self.before = self.after;
         report

@@ -144,7 +144,7 @@ impl Site {
         let watched = Watched {
             hops,
             storage,
-            applies: None,
+            ..Watched::default()
         };
         let monitor = Monitor::start(watched, Some(&folder.path().join("control"))).unwrap();
         Self {

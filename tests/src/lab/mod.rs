@@ -3,6 +3,7 @@
 
 mod namespace;
 mod process;
+mod site;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -20,6 +21,7 @@ use orimono_qemu::{
 
 pub use namespace::Namespace;
 pub use process::{Process, program};
+pub use site::{Site, until};
 
 /// How long a program may take to start, or to notice something. A guard, not a figure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -147,6 +149,9 @@ impl Lab {
         let mut answer = String::new();
         BufReader::new(socket).read_line(&mut answer)?;
         let answer: serde_json::Value = serde_json::from_str(&answer)?;
+        if let Some(reason) = answer.pointer("/ok/refused").and_then(|it| it.as_str()) {
+            anyhow::bail!("{name} refuses: {reason}");
+        }
         let objects = answer.pointer("/ok/objects").and_then(|it| it.as_array());
         let objects = objects.with_context(|| format!("{name} refuses: {answer}"))?;
         for object in objects {

@@ -83,9 +83,8 @@ fn logical_units_are_told_and_a_capture_lives_as_long_as_its_client() {
     let disks = Arc::new(Disks::default());
     let running = disks.running.clone();
     let watched = Watched {
-        hops: Vec::new(),
         storage: Some(disks),
-        applies: None,
+        ..Watched::default()
     };
     let _monitor = Monitor::start(watched, Some(&path)).unwrap();
     let connect = || Client::connect(&path).unwrap();
