@@ -5,7 +5,9 @@ mod view;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -398,5 +400,25 @@ fn prepare_run_dir(folder: &Path) -> Result<()> {
     let probe = folder.join(".probe");
     fs::write(&probe, [])
         .and_then(|()| fs::remove_file(&probe))
-        .with_context(|| format!("run-dir {} cannot be written: {next}", folder.display()))
+        .with_context(|| format!("run-dir {} cannot be written: {next}", folder.display()))?;
+    remove_abandoned(folder)
+        .with_context(|| format!("run-dir {} cannot be read: {next}", folder.display()))
+}
+
+/// Removes the sockets of an agent that was killed: at those of devices that are gone since, somebody
+/// would wait for ever.
+fn remove_abandoned(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        let is_ours = path.extension().is_some_and(|it| it == "sock");
+        if !is_ours || !entry.file_type()?.is_socket() {
+            continue;
+        }
+        let refused = UnixStream::connect(&path).err();
+        if refused.is_some_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
