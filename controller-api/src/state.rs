@@ -42,6 +42,8 @@ pub enum OperState {
     Busy,
     /// A module, port or network that it needs is not there.
     ResourceUnavailable,
+    /// A director, host or guest refuses it, or a word of it; what it said stands beside.
+    Refused,
     /// Its host takes the file but does not report.
     Indeterminate,
 }
@@ -57,6 +59,7 @@ impl OperState {
             Self::Unassigned => "unassigned",
             Self::Busy => "busy",
             Self::ResourceUnavailable => "resource-unavailable",
+            Self::Refused => "refused",
             Self::Indeterminate => "indeterminate",
         }
     }

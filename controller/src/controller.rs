@@ -1,20 +1,20 @@
 //! The controller: one model, changed by one at a time, kept before it is answered.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use controller_api::{
     Alarm, AuditEntry, Change, Command, Document, Done, Event, Import, Kind, Refusal, RefusalCode,
-    SCHEMA, SystemInfo, Transaction, Undo, View,
+    SCHEMA, Status, SystemInfo, Transaction, Undo, View,
 };
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::{broadcast, watch};
 
 use crate::access::Caller;
-use crate::model::{Model, Problem, Transacted, migrate};
-use crate::reconcile::{Desired, Reports};
-use crate::states;
+use crate::model::{Model, Problem, Rendered, Transacted, migrate};
+use crate::reconcile::{Desired, Node, Reports};
+use crate::states::{self, Known};
 use crate::store::{Store, StoreError};
 
 /// Events that a slow listener may be behind.
@@ -28,6 +28,8 @@ pub struct Controller {
     inner: Mutex<Inner>,
     events: broadcast::Sender<Event>,
     desired: watch::Sender<Desired>,
+    /// Changes when a node has said something else than before.
+    reported: watch::Sender<()>,
 }
 
 struct Inner {
@@ -35,6 +37,7 @@ struct Inner {
     revision: u64,
     store: Box<dyn Store>,
     reports: Reports,
+    desired: Desired,
     transactions: u64,
     refusals: u64,
 }
@@ -104,18 +107,22 @@ impl Controller {
             }
         };
         let files = model.render_all().map_err(StartError::Model)?;
-        let (desired, _) = watch::channel(Desired { revision, files });
+        let files = Arc::new(files);
+        let wanted = Desired { revision, files };
+        let (desired, _) = watch::channel(wanted.clone());
         Ok(Self {
             inner: Mutex::new(Inner {
                 model,
                 revision,
                 store,
                 reports: Reports::default(),
+                desired: wanted,
                 transactions: 0,
                 refusals: 0,
             }),
             events: broadcast::Sender::new(EVENTS_MAX),
             desired,
+            reported: watch::Sender::new(()),
         })
     }
 
@@ -207,7 +214,9 @@ impl Controller {
             inner.store.commit(&entry).map_err(unavailable)?;
             inner.model = model;
             inner.revision = revision;
-            self.desired.send_replace(Desired { revision, files });
+            let files = Arc::new(with_known(&inner.desired, files));
+            inner.desired = Desired { revision, files };
+            self.desired.send_replace(inner.desired.clone());
             let event = Event::Changed {
                 revision,
                 user: caller.user.clone(),
@@ -319,13 +328,36 @@ impl Controller {
         }
     }
 
-    /// Takes what directors and hosts report, and tells of every device whose state is another by it.
-    pub(crate) fn report(&self, reports: Reports) {
+    /// Says when a node reports something else than before.
+    pub(crate) fn reported(&self) -> watch::Receiver<()> {
+        self.reported.subscribe()
+    }
+
+    /// Takes what a node reports, and tells of every device whose state is another by it.
+    pub(crate) fn report(&self, node: &str, report: Node) {
         let mut inner = self.lock();
-        let before = states::devices(&inner.model, &inner.reports);
-        inner.reports = reports;
-        let after = states::devices(&inner.model, &inner.reports);
-        for (object, status) in after {
+        let devices: BTreeSet<String> = report.devices().cloned().collect();
+        let state =
+            |inner: &Inner, devices: &BTreeSet<String>| -> BTreeMap<(Kind, String), Status> {
+                let both = devices
+                    .iter()
+                    .flat_map(|name| [(Kind::Vnic, name), (Kind::Vhba, name)]);
+                let there = both.filter(|(kind, name)| match kind {
+                    Kind::Vnic => inner.model.vnics.contains_key(*name),
+                    _ => inner.model.vhbas.contains_key(*name),
+                });
+                let states = there.map(|(kind, name)| {
+                    let known = inner.known();
+                    ((kind, name.clone()), states::status(&known, kind, name))
+                });
+                states.collect()
+            };
+        let before = state(&inner, &devices);
+        let same = inner.reports.set(node, report.clone());
+        if same.is_some_and(|before| before.is_as(&report)) {
+            return;
+        }
+        for (object, status) in state(&inner, &devices) {
             if before
                 .get(&object)
                 .is_none_or(|before| before.state != status.state)
@@ -335,6 +367,27 @@ impl Controller {
                 drop(self.events.send(Event::State { kind, name, status }));
             }
         }
+        drop(inner);
+        self.reported.send_replace(());
+    }
+
+    /// A node is not wanted any more.
+    pub(crate) fn forget(&self, node: &str) {
+        self.lock().reports.forget(node);
+        self.reported.send_replace(());
+    }
+
+    /// Whether the director has answered to its present file, or all its hosts have, as far as they
+    /// report.
+    pub(crate) fn others_are_told(&self, director: &str, hosts: bool) -> bool {
+        let inner = self.lock();
+        let Some(files) = inner.desired.files.get(director) else {
+            return true;
+        };
+        let mut others = files
+            .iter()
+            .filter(|(node, _)| (*node != director) == hosts);
+        others.all(|(node, file)| inner.reports.is_told(node, file))
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -350,7 +403,7 @@ impl Controller {
     pub(crate) fn census(&self) -> Census {
         let inner = self.lock();
         let count = |kind: &Kind| (*kind, inner.model.count(*kind));
-        let states = states::devices(&inner.model, &inner.reports);
+        let states = states::devices(&inner.known());
         let states = states
             .into_iter()
             .map(|((kind, _), status)| (kind, status.state));
@@ -369,9 +422,31 @@ impl Inner {
             kind,
             name: name.to_owned(),
             fields: self.model.all_fields(kind, name)?,
-            status: states::status(&self.model, &self.reports, kind, name),
+            status: states::status(&self.known(), kind, name),
         })
     }
+
+    fn known(&self) -> Known<'_> {
+        Known {
+            model: &self.model,
+            reports: &self.reports,
+            desired: &self.desired,
+        }
+    }
+}
+
+/// `files`, with those that are as before in the place of their copies: whoever compares them sees that
+/// at once.
+fn with_known(
+    known: &Desired,
+    mut files: BTreeMap<String, Rendered>,
+) -> BTreeMap<String, Rendered> {
+    for (node, file) in files.values_mut().flatten() {
+        if let Some(known) = known.of(node).filter(|known| **known == *file) {
+            *file = Arc::clone(known);
+        }
+    }
+    files
 }
 
 fn entry(

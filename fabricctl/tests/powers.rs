@@ -78,16 +78,12 @@ fn p5_a_profile_moves_in_one_command_with_its_addresses() {
     let before = mac(&session);
     done(&mut session, "set server-profile web1 connect vm7@host2");
     assert_eq!(mac(&session), before);
-    let text = running
-        .controller
-        .desired()
-        .borrow()
-        .lab_file("host1")
-        .unwrap()
-        .to_owned();
-    let lab: fabric_config::LabConfig = text.parse().unwrap();
-    assert_eq!(lab.host("host1").unwrap().vnics().count(), 0);
-    assert_eq!(lab.host("host2").unwrap().vnics().count(), 2);
+    let vnics = |host: &str| {
+        let desired = running.controller.desired().borrow().clone();
+        let lab: fabric_config::LabConfig = desired.lab_file(host).unwrap().parse().unwrap();
+        lab.host(host).unwrap().vnics().count()
+    };
+    assert_eq!((vnics("host1"), vnics("host2")), (0, 2));
 }
 
 #[test]

@@ -36,6 +36,9 @@ object! {
     PhysicalServer {
         /// Its host; default: what stands behind the `@`.
         pub host: String,
+        /// Where its QEMU serves a monitor for the host agent, by which devices come and go; default:
+        /// `PROFILE.qmp` in the host's `run-dir`.
+        pub qmp: String,
         /// For people.
         pub os: String,
         /// For people.

@@ -33,6 +33,8 @@ object! {
         pub local_id: Option<u32>,
         /// Request queues; default 1.
         pub queues: Option<u16>,
+        /// As of a vNIC.
+        pub pci_slot: Option<u8>,
         /// What the guest sends.
         pub ingress_qos: Attachment,
         /// What the guest receives.

@@ -68,6 +68,9 @@ object! {
         pub admin: AdminState,
         /// Its place in the server.
         pub local_id: Option<u32>,
+        /// Its root port in the guest, 0 to 31; kept by the controller. Absent: all were taken when it came,
+        /// so it comes and goes with its VM only.
+        pub pci_slot: Option<u8>,
         /// What the guest sends.
         pub ingress_qos: Attachment,
         /// What the guest receives.

@@ -226,14 +226,20 @@ fn listeners_are_told_of_changes_and_of_states() {
         events.try_recv(),
         Ok(Event::Changed { revision: 3, .. })
     ));
-    controller.report(Reports::of("h1", &["vn01.s1"]));
-    let Ok(Event::State { name, status, .. }) = events.try_recv() else {
-        panic!("no state")
+    let desired = controller.desired().borrow().clone();
+    let report = |node: &str, devices: &[&str]| {
+        controller.report(node, Node::of(desired.of(node).unwrap(), devices));
     };
-    assert_eq!(
-        (name.as_str(), status.state.as_deref()),
-        ("vn01.s1", Some("up/up"))
-    );
+    let mut state = || match events.try_recv() {
+        Ok(Event::State { name, status, .. }) => (name, status.state.unwrap()),
+        other => panic!("no state: {other:?}"),
+    };
+    report("h1", &[]);
+    report("h1", &["vn01.s1"]);
+    // Its director has not said yet that it knows the vNIC.
+    let name = "vn01.s1".to_owned();
+    report("d1", &[]);
+    assert_eq!(state(), (name, "up/up".to_owned()));
     let view = controller.get(&root(), Kind::ServerProfile, "s1").unwrap();
     assert_eq!(view.status.state.as_deref(), Some("up/up"));
 }

@@ -1,6 +1,9 @@
 //! What vNICs and vHBAs have in common.
 
 use core::net::Ipv4Addr;
+use std::collections::BTreeSet;
+
+use fabric_config::PCI_SLOTS;
 
 use super::{Model, Problem, names};
 
@@ -47,6 +50,46 @@ pub(super) fn check_local_id<'a>(
         )),
         None => Ok(()),
     }
+}
+
+/// A root port of the guest for a device that has none: the first that no other of the profile has.
+/// Without one it still comes with its VM.
+pub(super) fn settle_slot(slot: &mut Option<u8>, device: &str, model: &Model) {
+    if slot.is_none() {
+        let taken: BTreeSet<u8> = slots(device, model).map(|(_, slot)| slot).collect();
+        *slot = (0..PCI_SLOTS).find(|slot| !taken.contains(slot));
+    }
+}
+
+/// Refuses a root port that another device of the profile has.
+pub(super) fn check_slot(slot: Option<u8>, device: &str, model: &Model) -> Result<(), Problem> {
+    let Some(slot) = slot else { return Ok(()) };
+    if slot >= PCI_SLOTS {
+        return Err(Problem::invalid(
+            format_args!("pci-slot {slot} is no root port"),
+            format_args!("use 0 to {}", PCI_SLOTS - 1),
+        ));
+    }
+    match slots(device, model).find(|(_, other)| *other == slot) {
+        Some((other, _)) => Err(Problem::conflict(
+            format_args!("pci-slot {slot} is that of {other}"),
+            "leave it out",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The root ports of the other devices of a profile.
+fn slots<'a>(device: &'a str, model: &'a Model) -> impl Iterator<Item = (&'a String, u8)> {
+    let profile = names::profile_of(device);
+    let vnics = model
+        .vnics_of(profile)
+        .map(|(name, it)| (name, it.pci_slot));
+    let vhbas = model
+        .vhbas_of(profile)
+        .map(|(name, it)| (name, it.pci_slot));
+    let all = vnics.chain(vhbas).filter(move |(name, _)| *name != device);
+    all.filter_map(|(name, slot)| Some((name, slot?)))
 }
 
 /// Refuses queues that there cannot be.

@@ -43,7 +43,7 @@ pub(crate) use place::{Place, Resolved};
 pub(crate) use policy::{QosNetwork, QosSan};
 pub(crate) use pool::{MacPool, WwnPool};
 pub(crate) use problem::Problem;
-pub(crate) use render::Rendered;
+pub(crate) use render::{NodeFile, Rendered};
 pub(crate) use transact::{Transacted, no_such};
 
 use item::HasTable;

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use controller_api::objects::{AddrType, Attachment, Host, Vhba, Vnic, VnicMode};
+use controller_api::objects::{AddrType, Attachment, Host, ServerProfile, Vhba, Vnic, VnicMode};
 use controller_api::{AdminState, Kind, Refusal, RefusalCode};
 use fabric_config::{ConfigError, LabConfig, PortName, require_admitted};
 use toml::{Table, Value};
@@ -20,13 +20,29 @@ const RUN_DIR: &str = "/run/orimono";
 /// What a link is sold as unless a host's `rate` says otherwise.
 const HOST_RATE: &str = "10g";
 
-/// The lab file of a director and its hosts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Rendered {
-    /// The file.
+/// The lab files of a director, unless a host embeds it, and its hosts, by node.
+pub(crate) type Rendered = BTreeMap<String, Arc<NodeFile>>;
+
+/// What one node is told.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct NodeFile {
+    /// Its lab file.
     pub(crate) text: String,
-    /// The director, unless a host embeds it, and its hosts.
-    pub(crate) nodes: Vec<String>,
+    /// The node's director.
+    pub(crate) director: String,
+    /// The words of each device in it, by the device's name.
+    pub(crate) devices: BTreeMap<String, Table>,
+}
+
+impl NodeFile {
+    /// Whether a device of this file is not in `after`, or begins another life there.
+    pub(crate) fn ends_some(&self, after: &Self) -> bool {
+        let generation = |table: &Table| table.get("generation").cloned();
+        self.devices.iter().any(|(name, table)| {
+            let after = after.devices.get(name);
+            after.is_none_or(|after| generation(after) != generation(table))
+        })
+    }
 }
 
 impl Model {
@@ -59,13 +75,22 @@ impl Model {
                 command: None,
             }
         })?;
-        let embedded = self.hosts_of(director).any(|(_, host)| host.embedded);
-        let own = (!embedded).then(|| director.to_owned());
-        let hosts = self.hosts_of(director).map(|(name, _)| name.clone());
-        Ok(Rendered {
-            text,
-            nodes: own.into_iter().chain(hosts).collect(),
-        })
+        let mut nodes = Rendered::new();
+        let remote = |host: &&Table| !host.contains_key("embedded");
+        for host in tables(&file, "host").filter(remote) {
+            let file = of_host(&file, host);
+            let lab = toml::to_string(&file).map_err(|error| {
+                Problem::invalid(error, "report this").of(Kind::Director, director)
+            })?;
+            let name = text_of(host, "name").to_owned();
+            nodes.insert(name, node_file(lab, director, &file));
+        }
+        // Who has the director has to know everything.
+        let whole = node_file(text, director, &file);
+        let mut embedding = self.hosts_of(director).filter(|(_, host)| host.embedded);
+        let with_all = embedding.next().map_or(director, |(name, _)| name);
+        nodes.insert(with_all.to_owned(), whole);
+        Ok(nodes)
     }
 
     pub(crate) fn hosts_of<'a>(
@@ -276,6 +301,7 @@ impl Model {
             }
             let mut vm = Table::new();
             put(&mut vm, "name", name);
+            put(&mut vm, "qmp", &self.qmp(name, profile, host));
             for (key, pir) in [
                 ("ingress", &profile.ingress_pir),
                 ("egress", &profile.egress_pir),
@@ -309,11 +335,7 @@ impl Model {
                 };
                 put_texts(&mut table, "director", addresses);
             }
-            let run_dir = match host.run_dir.as_str() {
-                "" => format!("{RUN_DIR}/{name}"),
-                run_dir => run_dir.to_owned(),
-            };
-            put(&mut table, "run-dir", &run_dir);
+            put(&mut table, "run-dir", &self.run_dir(name));
             let rate = if host.rate.is_empty() {
                 HOST_RATE
             } else {
@@ -332,6 +354,23 @@ impl Model {
             tables.push(table);
         }
         Ok(tables)
+    }
+
+    fn run_dir(&self, host: &str) -> String {
+        let said = self.hosts.get(host).map(|host| host.run_dir.as_str());
+        match said.unwrap_or_default() {
+            "" => format!("{RUN_DIR}/{host}"),
+            run_dir => run_dir.to_owned(),
+        }
+    }
+
+    /// Where the server of a profile has its monitor.
+    fn qmp(&self, name: &str, profile: &ServerProfile, host: &str) -> String {
+        let server = self.physical_servers.get(&profile.server);
+        match server.map(|server| server.qmp.as_str()).unwrap_or_default() {
+            "" => format!("{}/{name}.qmp", self.run_dir(host)),
+            said => said.to_owned(),
+        }
     }
 
     /// The vNICs and vHBAs that end at a port of `director`, by profile.
@@ -395,6 +434,7 @@ impl Model {
         put(&mut table, "mac", &vnic.mac);
         put_some(&mut table, "mtu", vnic.mtu.map(u32::from));
         put_some(&mut table, "queues", vnic.queues.map(u32::from));
+        put_some(&mut table, "pci-slot", vnic.pci_slot.map(u32::from));
         put_attachment(&mut table, "ingress", &vnic.ingress_qos);
         put_attachment(&mut table, "egress", &vnic.egress_qos);
         self.put_address(&mut table, name, vnic);
@@ -454,6 +494,7 @@ impl Model {
         put(&mut table, "port", &port.to_string());
         put(&mut table, "wwpn", &vhba.wwpn);
         put_some(&mut table, "queues", vhba.queues.map(u32::from));
+        put_some(&mut table, "pci-slot", vhba.pci_slot.map(u32::from));
         let luns = self.luns_seen(vhba).into_iter().map(|(number, name)| {
             let mut lun = Table::new();
             lun.insert("lun".to_owned(), Value::Integer(number.into()));
@@ -465,6 +506,61 @@ impl Model {
         put_attachment(&mut table, "egress", &vhba.egress_qos);
         table
     }
+}
+
+fn tables<'a>(file: &'a Table, key: &str) -> impl Iterator<Item = &'a Table> {
+    let all = file
+        .get(key)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    all.filter_map(Value::as_table)
+}
+
+fn text_of<'a>(table: &'a Table, key: &str) -> &'a str {
+    table.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The devices of a file with the names of their profiles.
+fn devices(file: &Table) -> impl Iterator<Item = (&Table, &Table)> {
+    let vms = tables(file, "host").flat_map(|host| tables(host, "vm"));
+    vms.flat_map(|vm| {
+        let devices = tables(vm, "vnic").chain(tables(vm, "vhba"));
+        devices.map(move |device| (vm, device))
+    })
+}
+
+fn node_file(lab: String, director: &str, file: &Table) -> Arc<NodeFile> {
+    let named = devices(file).map(|(vm, device)| {
+        let name = format!("{}.{}", text_of(device, "name"), text_of(vm, "name"));
+        (name, device.clone())
+    });
+    Arc::new(NodeFile {
+        text: lab,
+        director: director.to_owned(),
+        devices: named.collect(),
+    })
+}
+
+/// What a host has to know of its director's file: its own devices and what they end at. What others
+/// change is then no change of its file.
+fn of_host(file: &Table, host: &Table) -> Table {
+    let vms = || tables(host, "vm");
+    let devices = vms().flat_map(|vm| tables(vm, "vnic").chain(tables(vm, "vhba")));
+    let ports: BTreeSet<&str> = devices.map(|device| text_of(device, "port")).collect();
+    let mut own = Table::new();
+    for (key, value) in file {
+        let value = match key.as_str() {
+            "host" => Value::Array(vec![Value::Table(host.clone())]),
+            "ethernet-port" | "san-port" | "lun" => {
+                let used = tables(file, key).filter(|one| ports.contains(text_of(one, "port")));
+                Value::Array(used.cloned().map(Value::Table).collect())
+            }
+            _ => value.clone(),
+        };
+        own.insert(key.clone(), value);
+    }
+    own
 }
 
 fn refused(director: &str, error: &ConfigError) -> Refusal {

@@ -69,7 +69,10 @@ fn refused(model: &Model, command: Command) -> controller_api::Refusal {
 }
 
 fn lab(model: &Model) -> LabConfig {
-    model.render_all().unwrap()["d1"].text.parse().unwrap()
+    model.render_all().unwrap()["d1"]["d1"]
+        .text
+        .parse()
+        .unwrap()
 }
 
 #[test]

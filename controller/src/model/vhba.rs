@@ -9,18 +9,24 @@ use super::port::{PortRef, PortUse};
 use super::{Model, Problem, device, names, policy, pool, storage, system};
 
 impl Item for Vhba {
-    const KEPT: &'static [&'static str] = &["id", "from-template"];
+    const KEPT: &'static [&'static str] = &["id", "from-template", "pci-slot"];
 
     fn check_name(name: &str) -> Result<(), Problem> {
         names::device(name)
     }
 
-    fn settle(&mut self, _: &str, before: Option<&Self>, model: &mut Model) -> Result<(), Problem> {
+    fn settle(
+        &mut self,
+        name: &str,
+        before: Option<&Self>,
+        model: &mut Model,
+    ) -> Result<(), Problem> {
         policy::settle_attachment(&mut self.ingress_qos);
         policy::settle_attachment(&mut self.egress_qos);
         if self.id == 0 {
             self.id = system::take_id(model);
         }
+        device::settle_slot(&mut self.pci_slot, name, model);
         self.wwpn = match (self.wwpn.as_str(), before) {
             ("", Some(before)) => before.wwpn.clone(),
             ("", None) => pool::take_wwpn(model)?.to_string(),
@@ -51,6 +57,7 @@ impl Item for Vhba {
             ids.map(|(other, of)| (other, of.local_id)),
         )?;
         device::check_queues(self.queues, VHBA_QUEUES_MAX)?;
+        device::check_slot(self.pci_slot, name, model)?;
         storage::check_luns(&self.luns, model)?;
         for (kind, name, there) in [
             (

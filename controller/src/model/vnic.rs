@@ -12,18 +12,24 @@ use super::port::{self, PortRef, PortUse};
 use super::{Model, Problem, device, names, policy, pool, ranges, system};
 
 impl Item for Vnic {
-    const KEPT: &'static [&'static str] = &["id", "from-template", "switched"];
+    const KEPT: &'static [&'static str] = &["id", "from-template", "pci-slot", "switched"];
 
     fn check_name(name: &str) -> Result<(), Problem> {
         names::device(name)
     }
 
-    fn settle(&mut self, _: &str, before: Option<&Self>, model: &mut Model) -> Result<(), Problem> {
+    fn settle(
+        &mut self,
+        name: &str,
+        before: Option<&Self>,
+        model: &mut Model,
+    ) -> Result<(), Problem> {
         policy::settle_attachment(&mut self.ingress_qos);
         policy::settle_attachment(&mut self.egress_qos);
         if self.id == 0 {
             self.id = system::take_id(model);
         }
+        device::settle_slot(&mut self.pci_slot, name, model);
         self.mac = match (self.mac.as_str(), before) {
             ("", Some(before)) => before.mac.clone(),
             ("", None) => pool::take_mac(model)?.to_string(),
@@ -61,6 +67,7 @@ impl Item for Vnic {
             ids.map(|(other, of)| (other, of.local_id)),
         )?;
         device::check_queues(self.queues, VNIC_QUEUES_MAX)?;
+        device::check_slot(self.pci_slot, name, model)?;
         check_address(self)?;
         check_vlans(self)?;
         if let Some(mtu) = self.mtu.filter(|mtu| !(MTU_MIN..=MTU_MAX).contains(mtu)) {

@@ -1,7 +1,7 @@
-//! Has a program take its new lab file, and what became of each object.
+//! What is said with a program at its control socket.
 //!
-//! By its control socket (`apply`); a program that does not know that gets SIGHUP, if it left its
-//! number in `pid`. One that would end by SIGHUP leaves none.
+//! One that does not know what it is asked gets SIGHUP, if it left its number in `pid`. One that would
+//! end by SIGHUP leaves none.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,11 +10,15 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use fabric_config::{Outcome, Report};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
-use serde::Deserialize;
+use qos_monitor::DeviceState;
+use qos_monitor::protocol::{Answer, Request};
+use serde::de::DeserializeOwned;
 
-/// How long a program may take.
+/// How long a program may take to apply a file.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of an answer at most: a line for each of thousands of objects.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
@@ -22,82 +26,94 @@ const ANSWER_BYTES_MAX: u64 = 16 << 20;
 /// Fields that are not in force, and why, by object.
 pub(super) type Pending = BTreeMap<String, BTreeMap<String, String>>;
 
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Answer {
-    Ok(Report),
-    Error(String),
+/// What became of a file.
+pub(super) enum Told {
+    /// What became of each object.
+    Report(Report),
+    /// Nobody can say.
+    Unknown,
+    /// The program says no and not of what.
+    Refused(String),
 }
 
-#[derive(Deserialize)]
-struct Report {
-    objects: Vec<Applied>,
+/// A connection to a program.
+pub(super) struct Connection {
+    stream: UnixStream,
+    /// Its process number.
+    pub(super) process: i32,
 }
 
-#[derive(Deserialize)]
-struct Applied {
-    object: String,
-    #[serde(default)]
-    fields: Vec<String>,
-    outcome: Outcome,
-}
+impl Connection {
+    /// To the program whose files are in `folder`.
+    pub(super) fn open(folder: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(folder.join("control.sock"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let process = getsockopt(&stream, PeerCredentials)?.pid();
+        Ok(Self { stream, process })
+    }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Outcome {
-    Done,
-    Failed(String),
-}
+    /// Has it take its lab file anew.
+    pub(super) fn apply(&mut self, folder: &Path) -> Told {
+        match self.ask::<Report>(&Request::Apply {}) {
+            Ok(Answer::Ok(report)) => Told::Report(report),
+            Ok(Answer::Error(reason)) if reason.contains("unknown variant") => {
+                hang_up(folder);
+                Told::Unknown
+            }
+            Ok(Answer::Error(reason)) => Told::Refused(reason),
+            Err(error) => Told::Refused(format!("it does not answer: {error}")),
+        }
+    }
 
-/// Tells the program whose files are in `folder`. An error is one that the operator must see.
-pub(super) fn tell(folder: &Path) -> Result<Pending, String> {
-    let answer = match UnixStream::connect(folder.join("control.sock")) {
-        Ok(stream) => ask(stream).map_err(|error| format!("it does not answer: {error}"))?,
-        // It is not there, and reads the file when it starts.
-        Err(_nobody) => return Ok(hang_up(folder)),
-    };
-    match answer {
-        Answer::Error(reason) if reason.contains("unknown variant") => Ok(hang_up(folder)),
-        Answer::Error(reason) => Err(format!("it does not take its lab file: {reason}")),
-        Answer::Ok(report) => Ok(pending(report)),
+    /// The devices that it has.
+    pub(super) fn devices(&mut self) -> Result<Vec<DeviceState>, String> {
+        match self.ask(&Request::Devices {}) {
+            Ok(Answer::Ok(devices)) => Ok(devices),
+            Ok(Answer::Error(reason)) => Err(reason),
+            Err(error) => Err(format!("it does not answer: {error}")),
+        }
+    }
+
+    fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> io::Result<Answer<T>> {
+        let mut request = serde_json::to_vec(request)?;
+        request.push(b'\n');
+        self.stream.write_all(&request)?;
+        let mut line = String::new();
+        // It says nothing more until it is asked, so nothing is lost with the buffer.
+        BufReader::new((&self.stream).take(ANSWER_BYTES_MAX)).read_line(&mut line)?;
+        Ok(serde_json::from_str(&line)?)
     }
 }
 
-fn ask(mut stream: UnixStream) -> io::Result<Answer> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(b"{\"command\":\"apply\"}\n")?;
-    let mut line = String::new();
-    BufReader::new(stream.take(ANSWER_BYTES_MAX)).read_line(&mut line)?;
-    Ok(serde_json::from_str(&line)?)
-}
-
-fn pending(report: Report) -> Pending {
+/// What of a report is not in force.
+pub(super) fn pending(report: &Report) -> Pending {
     let mut pending = Pending::new();
-    for applied in report.objects {
-        let Outcome::Failed(reason) = applied.outcome else {
+    for applied in &report.objects {
+        let Outcome::Failed(reason) = &applied.outcome else {
             continue;
         };
         let fields = match applied.fields.is_empty() {
             true => vec!["all".to_owned()],
-            false => applied.fields,
+            false => applied.fields.clone(),
         };
         let fields = fields.into_iter().map(|field| (field, reason.clone()));
-        pending.entry(applied.object).or_default().extend(fields);
+        let object = applied.object.clone();
+        pending.entry(object).or_default().extend(fields);
     }
     pending
 }
 
-fn hang_up(folder: &Path) -> Pending {
+/// Tells a program without a socket.
+pub(super) fn hang_up(folder: &Path) {
     let Ok(text) = fs::read_to_string(folder.join("pid")) else {
-        return Pending::new();
+        return;
     };
     let Some(pid) = text.trim().parse().ok().filter(|pid| *pid > 1) else {
         tracing::warn!(folder = %folder.display(), "pid is no process number: nobody is told");
-        return Pending::new();
+        return;
     };
     if let Err(error) = kill(Pid::from_raw(pid), Signal::SIGHUP) {
         tracing::warn!(pid, %error, "cannot be told of its new lab file");
     }
-    Pending::new()
 }

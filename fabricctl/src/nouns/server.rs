@@ -54,6 +54,11 @@ pub(super) const PHYSICAL_SERVER: Noun = Noun {
     example: "vm1@host1",
     options: &[
         text(
+            "qmp",
+            &["qmp"],
+            "its QEMU's monitor; default PROFILE.qmp in the host's run-dir",
+        ),
+        text(
             "host",
             &["host"],
             "its host; default what stands behind the @",

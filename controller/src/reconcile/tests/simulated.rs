@@ -6,8 +6,7 @@ use std::sync::mpsc::sync_channel;
 
 use controller_api::{Command, Fields, Kind, Transaction};
 use fabric_config::{LabConfig, Report};
-use qos::{Decision, DeviceRate, HopSnapshot, MonotonicTime, Scheduler, Trace};
-use qos_monitor::{ApplyJob, Hop, Monitor, Watched};
+use qos_monitor::{ApplyJob, DeviceState, Devices, Monitor, Watched};
 use serde_json::{Value, json};
 
 use super::*;
@@ -16,47 +15,35 @@ use crate::store::MemoryStore;
 
 const HOSTS: usize = 120;
 
-/// The uplink of a host that has all its devices.
-struct Uplink(HopSnapshot);
+/// Devices that a host has, all of them at their director.
+struct Own(Vec<DeviceState>);
 
-impl Hop for Uplink {
-    fn name(&self) -> &str {
-        &self.0.hop
-    }
-    fn snapshot(&self) -> Option<HopSnapshot> {
-        Some(self.0.clone())
-    }
-    fn decisions(&self) -> Vec<Decision> {
-        Vec::new()
-    }
-    fn start_trace(&self) -> bool {
-        false
-    }
-    fn take_trace(&self) -> Option<Trace> {
-        None
+impl Devices for Own {
+    fn devices(&self) -> Vec<DeviceState> {
+        self.0.clone()
     }
 }
 
-/// A host agent, as far as the controller sees it.
-fn host(folder: &Path, name: &str) -> Monitor {
+/// A director or host agent, as far as the controller sees it.
+fn node(folder: &Path, name: &str) -> Monitor {
     let folder = folder.join(name);
     let lab = LabConfig::read(&folder.join("lab.toml")).unwrap();
-    let host = lab.host(name).unwrap();
-    let vnics = host.vnics().map(|vnic| vnic.name.clone());
-    let names = vnics.chain(host.vhbas().map(|vhba| vhba.name.clone()));
-    let mut scheduler = Scheduler::<()>::new(host.budget.clone());
-    let now = MonotonicTime::from_nanos(0);
-    let devices: Vec<_> = names
-        .map(|name| {
-            (
-                name,
-                None,
-                scheduler.add_device(now, DeviceRate::default()).unwrap(),
-            )
-        })
-        .collect();
-    let uplink = Uplink(HopSnapshot::new(&scheduler, now, 4096, devices));
-    let hops: Vec<Arc<dyn Hop>> = vec![Arc::new(uplink)];
+    let host = lab.host(name);
+    let vnics = host
+        .iter()
+        .flat_map(|host| host.vnics())
+        .map(|it| (&it.name, it.generation));
+    let vhbas = host
+        .iter()
+        .flat_map(|host| host.vhbas())
+        .map(|it| (&it.name, it.generation));
+    let devices = vnics.chain(vhbas).map(|(name, generation)| DeviceState {
+        name: name.clone(),
+        generation,
+        attached: true,
+        refused: None,
+        guest: None,
+    });
     let (applies, jobs) = sync_channel(1);
     std::thread::spawn(move || {
         // It has what its file says already.
@@ -67,10 +54,22 @@ fn host(folder: &Path, name: &str) -> Monitor {
         }
     });
     let watched = Watched {
+        devices: Some(Arc::new(Own(devices.collect()))),
         applies: Some(applies),
-        ..Watched::from(hops)
+        ..Watched::default()
     };
     Monitor::start(watched, Some(&folder.join("control.sock"))).unwrap()
+}
+
+/// Visits everyone.
+fn round(controller: &Controller, folder: &Path, known: &mut BTreeMap<String, Node>) {
+    let desired = controller.desired().borrow().clone();
+    for (name, file) in desired.nodes() {
+        let before = known.remove(name).unwrap_or_default();
+        let after = before.visited(name, &folder.join(name), file);
+        controller.report(name, after.clone());
+        known.insert(name.clone(), after);
+    }
 }
 
 fn put(kind: Kind, name: &str, value: Value) -> Command {
@@ -132,29 +131,42 @@ fn h1_120_hosts_with_six_devices_each_are_up_from_one_transaction() {
     let controller = Controller::start(Box::new(MemoryStore::default())).unwrap();
     let root = Caller::administrator("root");
     controller.transact(&root, &site()).unwrap();
-    let rows = |kind| controller.list(&root, kind, "*").unwrap();
-    assert_eq!(rows(Kind::PhysicalServer).len(), HOSTS);
+    let servers = controller.list(&root, Kind::PhysicalServer, "*").unwrap();
+    assert_eq!(servers.len(), HOSTS);
 
-    let desired = controller.desired().borrow().clone();
-    let silent = round(&desired, folder.path(), &Reports::default());
-    controller.report(silent.clone());
-    let up = |kind| {
+    let mut known = BTreeMap::new();
+    round(&controller, folder.path(), &mut known);
+    let up = |controller: &Controller, kind| {
         let up = |view: &&controller_api::View| view.status.state.as_deref() == Some("up/up");
-        rows(kind).iter().filter(up).count()
+        controller
+            .list(&root, kind, "*")
+            .unwrap()
+            .iter()
+            .filter(up)
+            .count()
     };
-    assert_eq!(up(Kind::Vnic), 0);
-    let hosts: Vec<_> = (0..HOSTS)
-        .map(|number| host(folder.path(), &format!("h{number}")))
-        .collect();
-    let reports = round(&desired, folder.path(), &silent);
-    assert!(reports.alarms().is_empty(), "{:?}", reports.alarms());
-    controller.report(reports.clone());
-    assert_eq!((up(Kind::Vnic), up(Kind::Vhba)), (4 * HOSTS, 2 * HOSTS));
-    assert_eq!((up(Kind::Host), up(Kind::ServerProfile)), (HOSTS, HOSTS));
+    assert_eq!(up(&controller, Kind::Vnic), 0);
+    let directors = ["d1", "d2"].map(str::to_owned);
+    let nodes = (0..HOSTS)
+        .map(|number| format!("h{number}"))
+        .chain(directors);
+    let nodes: Vec<_> = nodes.map(|name| node(folder.path(), &name)).collect();
+    round(&controller, folder.path(), &mut known);
+    assert_eq!(controller.alarms(&root).unwrap(), []);
+    let devices =
+        |controller: &Controller| (up(controller, Kind::Vnic), up(controller, Kind::Vhba));
+    assert_eq!(devices(&controller), (4 * HOSTS, 2 * HOSTS));
+    let (hosts, profiles) = (
+        up(&controller, Kind::Host),
+        up(&controller, Kind::ServerProfile),
+    );
+    assert_eq!((hosts, profiles), (HOSTS, HOSTS));
 
     // The controller is away and comes back: hosts go on, and are found as they are.
     drop(controller);
-    let again = round(&desired, folder.path(), &Reports::default());
-    assert_eq!(again.has_device("h7", "vn0.s7"), Some(true));
-    drop(hosts);
+    let controller = Controller::start(Box::new(MemoryStore::default())).unwrap();
+    controller.transact(&root, &site()).unwrap();
+    round(&controller, folder.path(), &mut BTreeMap::new());
+    assert_eq!(devices(&controller), (4 * HOSTS, 2 * HOSTS));
+    drop(nodes);
 }
