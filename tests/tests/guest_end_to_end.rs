@@ -65,7 +65,7 @@ name = "vm1"
 }
 
 #[test]
-fn ten_vnics_and_three_vhbas_work_at_once_over_one_link() {
+fn d1_d2_ten_vnics_and_three_vhbas_work_at_once_over_one_link() {
     let lab = Lab::start(&lab_file()).unwrap();
     for vnic in 0..VNICS {
         let port = vnic % 2;

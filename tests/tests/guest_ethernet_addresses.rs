@@ -109,7 +109,7 @@ const INIT: &str = "#!/bin/busybox sh\n/bin/busybox mkdir /proc\n\
 /// SeaBIOS, the iPXE of QEMU's option ROM, its script, a kernel and an initramfs: all that a diskless
 /// guest has comes over its vNIC.
 #[test]
-fn a_diskless_guest_starts_over_its_vnic() {
+fn d5_a_diskless_guest_starts_over_its_vnic() {
     if std::env::var_os("ORIMONO_TEST_FULL").is_none() {
         return;
     }

@@ -8,7 +8,7 @@ use orimono_tests::failover::Failover;
 use orimono_tests::lab;
 
 #[test]
-fn links_are_closed_and_fall_silent_under_load() {
+fn r1_links_are_closed_and_fall_silent_under_load() {
     let failover = Failover::start("", Duration::from_secs(30), |lab| {
         lab.namespace.ip("addr add 10.1.0.1/24 dev orimono0")?;
         Ok(())
@@ -41,7 +41,7 @@ fn spread_links_are_closed_under_load() {
 }
 
 #[test]
-fn director_is_killed_and_its_standby_takes_over() {
+fn r2_director_is_killed_and_its_standby_takes_over() {
     let mut other = None;
     let mut failover = Failover::start(
         r#"standby-director = ["tcp:127.0.0.1:7472"]"#,

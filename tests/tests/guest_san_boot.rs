@@ -74,7 +74,7 @@ fn output(command: &mut Command) -> String {
 }
 
 #[test]
-fn debian_starts_from_a_lun_by_seabios_and_by_ovmf() {
+fn d5_debian_starts_from_a_lun_by_seabios_and_by_ovmf() {
     if std::env::var_os("ORIMONO_TEST_FULL").is_none() {
         return;
     }
