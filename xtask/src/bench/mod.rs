@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures as ratios to a reference that is measured, or promised, in the
 //! same run.
 
+mod controller;
 mod fabric;
 mod lanes;
 mod qos;
@@ -66,6 +67,8 @@ enum Name {
     Vhba,
     /// Frames of a vNIC to and from a TAP and another vNIC, next to a bare TAP and memcpy
     Vnic,
+    /// A controller with 120 and 1,000 simulated hosts: until all is up, memory, answers
+    Controller,
 }
 
 impl Name {
@@ -107,6 +110,7 @@ impl Name {
             Self::Failover => &[fabric::failover],
             Self::Vhba => &[vhba::measure],
             Self::Vnic => &[vnic::measure],
+            Self::Controller => &[controller::measure],
         }
     }
 }
@@ -160,6 +164,7 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
         Name::Failover,
         Name::Vhba,
         Name::Vnic,
+        Name::Controller,
     ];
     let benches = if bench.benches.is_empty() {
         all.to_vec()
