@@ -1,4 +1,9 @@
 //! NICs that come into a running guest and leave it by what is said to the controller.
+#![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a failed expectation is a failed test"
+)]
 
 use std::time::{Duration, Instant};
 
