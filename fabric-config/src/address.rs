@@ -18,10 +18,15 @@ pub struct AddressError {
     pub example: &'static str,
 }
 
-/// A port of an I/O module: `slot/port`, slot 1 to 15, port 1 to 255.
+/// LAGs of a module: 1 to 5.
+const LAG_MAX: u8 = 5;
+
+/// A port of an I/O module: `slot/port`, slot 1 to 15, port 1 to 255; or a LAG of several,
+/// `slot.lag`, lag 1 to 5.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortName {
     slot: u8,
+    is_lag: bool,
     port: u8,
 }
 
@@ -32,10 +37,16 @@ impl PortName {
         self.slot
     }
 
-    /// The port of the module, from 1.
+    /// The port of the module, or the LAG, from 1.
     #[must_use]
     pub const fn port(self) -> u8 {
         self.port
+    }
+
+    /// Whether it is a LAG.
+    #[must_use]
+    pub const fn is_lag(self) -> bool {
+        self.is_lag
     }
 }
 
@@ -44,19 +55,19 @@ impl FromStr for PortName {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
-            let (slot, port) = text.split_once('/')?;
+            let port = text.split_once('/').map(|parts| (parts, false, u8::MAX));
+            let lag = || Some((text.split_once('.')?, true, LAG_MAX));
+            let ((slot, port), is_lag, port_max) = port.or_else(lag)?;
             let (slot, port) = (decimal(slot)?, decimal(port)?);
-            (1..=SLOT_MAX)
-                .contains(&slot)
-                .then_some(Self { slot, port })
+            let name = Self { slot, is_lag, port };
+            let exists = (1..=SLOT_MAX).contains(&slot) && (1..=port_max).contains(&port);
+            exists.then_some(name)
         };
-        parse()
-            .filter(|name| name.port > 0)
-            .ok_or_else(|| AddressError {
-                text: text.to_owned(),
-                kind: "port (slot 1 to 15, port 1 to 255)",
-                example: "10/1",
-            })
+        parse().ok_or_else(|| AddressError {
+            text: text.to_owned(),
+            kind: "port (slot 1 to 15, port 1 to 255)",
+            example: "10/1",
+        })
     }
 }
 
@@ -70,7 +81,8 @@ fn decimal(text: &str) -> Option<u8> {
 
 impl fmt::Display for PortName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.slot, self.port)
+        let separator = if self.is_lag { '.' } else { '/' };
+        write!(f, "{}{separator}{}", self.slot, self.port)
     }
 }
 

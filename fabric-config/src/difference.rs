@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::admit::{NotAdmitted, Refusal};
 use crate::{
-    DirectorConfig, EdgeSwitchConfig, EthernetPortConfig, HostConfig, LabConfig, LinkSecurity,
-    LunConfig, PortName, SanPortConfig, VhbaConfig, VmConfig, VnicConfig,
+    DirectorConfig, EdgeSwitchConfig, EthernetPortConfig, HostConfig, InterfaceConfig, LabConfig,
+    LinkSecurity, LunConfig, PortName, SanPortConfig, VhbaConfig, VmConfig, VnicConfig,
 };
 
 /// What an object is known by, in both files.
@@ -95,6 +95,7 @@ impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Settings(settings) => write!(f, "director {}", settings.director.name),
+            Self::EthernetPort(port) if port.port.is_lag() => write!(f, "lag {}", port.port),
             Self::EthernetPort(port) => write!(f, "ethernet-port {}", port.port),
             Self::SanPort(port) => write!(f, "san-port {}", port.port),
             Self::Lun(lun) => write!(f, "lun {}", lun.name),
@@ -329,7 +330,18 @@ impl Change {
             }
             (Object::EthernetPort(before), Object::EthernetPort(after)) => {
                 let fixed = Rule::Fixed(Keeper::Director, EMPTY_PORT);
-                compared.word("tap", (&before.tap, &after.tap), fixed);
+                let [was, is] = [before, after].map(|port| {
+                    let all = port.interfaces.iter().cloned();
+                    let made = all.map(|it| InterfaceConfig { up: true, ..it });
+                    (made.collect::<Vec<_>>(), port.mode)
+                });
+                let word = if before.port.is_lag() { "ports" } else { "tap" };
+                compared.word(word, (&was, &is), fixed);
+                let [was, is] = [before, after].map(|port| {
+                    let members = port.interfaces.iter().map(|it| it.up);
+                    (port.up, members.collect::<Vec<_>>())
+                });
+                compared.word("state", (&was, &is), Rule::Live);
                 let both = Rule::Fixed(Keeper::Both, EMPTY_PORT);
                 compared.word("offloads", (&before.offloads, &after.offloads), both);
                 compared.word("mtu", (&before.mtu, &after.mtu), fixed);
@@ -436,6 +448,7 @@ impl Change {
 /// What the port watches of a vNIC ([`VnicConfig::has_policy_of`]).
 fn vnic_policy(compared: &mut Compared, before: &VnicConfig, after: &VnicConfig) {
     let live = Rule::Live;
+    compared.word("state", (&before.up, &after.up), live);
     compared.word("vlan", (&before.vlans, &after.vlans), live);
     compared.word("isolated", (&before.isolated, &after.isolated), live);
     compared.word("addresses", (&before.addresses, &after.addresses), live);

@@ -13,7 +13,8 @@ use crate::admit::Direction;
 use crate::static_address::{PortAddress, StaticAddressProblem};
 use crate::switching::VlanId;
 use crate::{
-    EDGE_SWITCH_PORTS_MAX, INTERFACE_NAME_BYTES_MAX, LUN_MAX, MTU_MAX, MTU_MIN, NAME_BYTES_MAX,
+    EDGE_SWITCH_PORTS_MAX, INTERFACE_NAME_BYTES_MAX, LAG_PORTS_MAX, LUN_MAX, MTU_MAX, MTU_MIN,
+    NAME_BYTES_MAX,
 };
 
 /// Why a lab file is refused.
@@ -256,9 +257,84 @@ pub enum Problem {
     /// Access and trunk at once.
     #[error("vlan stands beside vlans or native-vlan; leave vlan out for a trunk")]
     AccessAndTrunk,
-    /// Neither a TAP nor none.
-    #[error("has no way out; write tap = \"NAME\", or private = true for vNICs among themselves")]
+    /// Neither an interface nor none.
+    #[error(
+        "has no way out; write tap = \"NAME\", interface = \"NAME\" for one that is there, or private \
+         = true for vNICs among themselves"
+    )]
     NoTap,
+    /// Two interfaces.
+    #[error("has a tap; leave it or interface out, or join two ports in a [[lag]]")]
+    TapAndInterface,
+    /// A bridge for an interface that is not made by us.
+    #[error("bridge is for a tap; leave it out, or join the interface to the bridge yourself")]
+    BridgeOfPresent,
+    /// A name that no namespace has.
+    #[error("namespace {name:?} is not usable; use a name that ip netns shows")]
+    NamespaceName {
+        /// The name.
+        name: String,
+    },
+    /// Neither up nor down.
+    #[error("state {text:?} is unknown; use up or down")]
+    State {
+        /// What was given.
+        text: String,
+    },
+    /// A LAG where a port is meant.
+    #[error("{port} is the name of a LAG; name the port like 10/1, or write a [[lag]]")]
+    LagAsPort {
+        /// The name.
+        port: PortName,
+    },
+    /// A port where a LAG is meant.
+    #[error("{port} is the name of a port; name the LAG like 10.1")]
+    PortAsLag {
+        /// The name.
+        port: PortName,
+    },
+    /// A mode that there is not.
+    #[error("mode {text:?} is unknown; use active-backup or hash")]
+    LagMode {
+        /// What was given.
+        text: String,
+    },
+    /// No port, or too many.
+    #[error("has {count} ports; use 1 to {LAG_PORTS_MAX}")]
+    LagPorts {
+        /// How many.
+        count: usize,
+    },
+    /// A port of another module.
+    #[error("port {port} is not of the module of {lag}; choose ports of one slot")]
+    LagModule {
+        /// The port.
+        port: PortName,
+        /// The LAG.
+        lag: PortName,
+    },
+    /// A port that is not there, or is taken.
+    #[error(
+        "port {port} is not there or in a LAG already; add an [[ethernet-port]], or choose another"
+    )]
+    LagMember {
+        /// The port.
+        port: PortName,
+    },
+    /// A port that differs from the others.
+    #[error("port {port} has another mtu, offloads or rate than those before it; make them equal")]
+    LagSpeeds {
+        /// The port.
+        port: PortName,
+    },
+    /// A word of the LAG on one of its ports.
+    #[error("{key} is not for a port of {lag}; write it at the [[lag]], or leave it out")]
+    MemberWith {
+        /// The key.
+        key: &'static str,
+        /// The LAG.
+        lag: PortName,
+    },
     /// A word of a TAP on a port that has none.
     #[error(
         "a private port has no {key}; leave it out, or write tap = \"NAME\" in place of private"

@@ -43,7 +43,11 @@
 //!
 //! [[ethernet-port]]
 //! port = "10/1"
-//! tap = "orimono0"
+//! tap = "orimono0"                   # made for the port; or what is there already:
+//! # interface = "eth1"               # a NIC, or an end of a veth pair, all of whose frames it takes
+//! namespace = "lan"                  # of `ip netns`, where the interface is; default: the director's
+//! bridge = "br0"                     # of Linux, which the TAP joins; default: none
+//! state = "up"                       # default; down: no frame passes, and guests see no carrier
 //! offloads = true                    # default; false: plain path, no checksum or segmentation
 //! mtu = 1500                         # default
 //! rate = "10G"                       # of each direction; default: the port is not scheduled
@@ -53,8 +57,26 @@
 //! multicast-limit = 100000           # default: the same to other groups
 //! [[ethernet-port]]
 //! port = "10/2"
-//! private = true                     # no interface: its vNICs reach each other only. Other keys: mtu
-//!                                    # and native-vlan
+//! private = true                     # no interface: its vNICs reach each other only. Other keys:
+//!                                    # state, mtu and native-vlan
+//! [[ethernet-port]]
+//! port = "11/1"                      # of a LAG: its own words are these, mtu, offloads and rate
+//! tap = "lag0"
+//! rate = "10G"
+//! [[ethernet-port]]
+//! port = "11/2"
+//! interface = "eth2"
+//! rate = "10G"
+//!
+//! [[lag]]                            # ports that are one; vNICs name it as theirs
+//! lag = "11.1"                       # 1 to 5 of each module
+//! ports = ["11/1", "11/2"]           # of its module, with the same mtu, offloads and rate
+//! mode = "active-backup"             # default: the first that is up carries all; or hash: by flow
+//! state = "up"                       # default; this and the rest: as of an Ethernet port
+//! reservable = "9G"                  # of the ports' rate, with hash of the sum of their rates
+//! native-vlan = 1
+//! broadcast-limit = 10000
+//! multicast-limit = 100000
 //!
 //! [[access-list]]                    # what vNICs may send or receive
 //! name = "web"
@@ -114,6 +136,7 @@
 //! id = 1
 //! generation = 0                     # default
 //! port = "10/1"
+//! state = "up"                       # default; down: it carries no frame, and has no carrier
 //! mac = "02:00:00:00:00:01"
 //! mtu = 1500                         # default: the port's
 //! queues = 1                         # default
@@ -215,6 +238,7 @@ mod difference;
 mod error;
 mod links;
 mod pass_through;
+mod ports;
 mod rates;
 mod raw;
 mod static_address;
@@ -242,6 +266,7 @@ pub use difference::{
 pub use error::{ConfigError, Problem};
 pub use ipnet::IpNet;
 pub use links::{LinkSecurity, TlsPaths};
+pub use ports::{EthernetPortConfig, InterfaceConfig, InterfaceKind, LAG_PORTS_MAX, LagMode};
 pub use static_address::{
     BOOT_FILE_BYTES_MAX, BootFiles, InterfaceAddress, NAME_SERVERS_MAX, StaticAddress,
     StaticAddressProblem,
@@ -281,7 +306,7 @@ pub struct LabConfig {
     pub director: DirectorConfig,
     /// The predefined policies and those of the file.
     pub policies: PolicyCatalog,
-    /// Its Ethernet ports.
+    /// Its Ethernet ports: those of a LAG are in it.
     pub ethernet_ports: Vec<EthernetPortConfig>,
     /// Its SAN ports that have an entry of their own; LUNs stand behind others too.
     pub san_ports: Vec<SanPortConfig>,
@@ -309,25 +334,6 @@ pub struct DirectorConfig {
     pub busy_poll: Duration,
     /// Where hosts find it by asking; `None`: they must know its addresses.
     pub discoverable: Option<Meeting>,
-}
-
-/// An Ethernet port: a TAP interface, or vNICs among themselves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EthernetPortConfig {
-    /// Its name.
-    pub port: PortName,
-    /// Name of the TAP interface; `None`: the port is a private network.
-    pub tap: Option<String>,
-    /// Whether checksums and super-frames cross the TAP unfinished (`IFF_VNET_HDR`).
-    pub offloads: bool,
-    /// MTU of the interface.
-    pub mtu: u16,
-    /// What the port carries, the same in each direction; `None`: it is not scheduled.
-    pub budget: Option<LinkBudget>,
-    /// The VLAN of frames without a tag; `None`: one of their own, without a number.
-    pub native_vlan: Option<VlanId>,
-    /// What passes from outside.
-    pub storm: StormLimits,
 }
 
 /// A SAN port.
@@ -550,6 +556,8 @@ pub struct VnicConfig {
     pub generation: u32,
     /// Its Ethernet port.
     pub port: PortName,
+    /// Whether it is up, as far as the operator is concerned.
+    pub up: bool,
     /// Its address: unicast, not zero, unique in the file.
     pub mac: MacAddress,
     /// Its MTU, at most the port's.
@@ -586,10 +594,10 @@ pub struct VnicConfig {
 }
 
 impl VnicConfig {
-    /// Whether the port watches both alike: VLANs, isolation, addresses, lists and limits.
+    /// Whether the port watches both alike: state, VLANs, isolation, addresses, lists and limits.
     #[must_use]
     pub fn has_policy_of(&self, other: &Self) -> bool {
-        let words = |vnic: &Self| (vnic.isolated, vnic.trusted, vnic.storm);
+        let words = |vnic: &Self| (vnic.up, vnic.isolated, vnic.trusted, vnic.storm);
         words(self) == words(other)
             && self.vlans == other.vlans
             && self.addresses == other.addresses

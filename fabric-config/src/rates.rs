@@ -24,7 +24,7 @@ fn link_rate(text: &str) -> std::result::Result<BitRate, Problem> {
 }
 
 impl Validator<'_> {
-    fn bits(&self, object: &str, text: Option<&raw::Text>) -> Result<Option<BitRate>> {
+    pub(crate) fn bits(&self, object: &str, text: Option<&raw::Text>) -> Result<Option<BitRate>> {
         text.map(|text| self.at(object, text, text.get_ref().parse::<BitRate>()))
             .transpose()
     }

@@ -38,6 +38,8 @@ pub(crate) struct Lab {
     #[serde(default)]
     pub(crate) ethernet_port: Vec<EthernetPort>,
     #[serde(default)]
+    pub(crate) lag: Vec<Lag>,
+    #[serde(default)]
     pub(crate) access_list: Vec<AccessList>,
     #[serde(default)]
     pub(crate) san_port: Vec<SanPort>,
@@ -131,11 +133,29 @@ pub(crate) struct QosPolicy {
 pub(crate) struct EthernetPort {
     pub(crate) port: Text,
     pub(crate) tap: Option<Text>,
+    pub(crate) interface: Option<Text>,
+    pub(crate) namespace: Option<Text>,
+    pub(crate) bridge: Option<Text>,
     #[serde(default)]
     pub(crate) private: bool,
+    pub(crate) state: Option<Text>,
     pub(crate) offloads: Option<Spanned<bool>>,
     pub(crate) mtu: Option<Spanned<u16>>,
     pub(crate) rate: Option<Text>,
+    pub(crate) reservable: Option<Text>,
+    pub(crate) native_vlan: Option<Spanned<u16>>,
+    pub(crate) broadcast_limit: Option<Spanned<u32>>,
+    pub(crate) multicast_limit: Option<Spanned<u32>>,
+}
+
+/// Ports that are one.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Lag {
+    pub(crate) lag: Text,
+    pub(crate) ports: Vec<Text>,
+    pub(crate) mode: Option<Text>,
+    pub(crate) state: Option<Text>,
     pub(crate) reservable: Option<Text>,
     pub(crate) native_vlan: Option<Spanned<u16>>,
     pub(crate) broadcast_limit: Option<Spanned<u32>>,
@@ -295,6 +315,7 @@ pub(crate) struct Vnic {
     #[serde(default)]
     pub(crate) generation: u32,
     pub(crate) port: Text,
+    pub(crate) state: Option<Text>,
     pub(crate) mac: Text,
     pub(crate) mtu: Option<Spanned<u16>>,
     pub(crate) queues: Option<Spanned<u16>>,

@@ -4,6 +4,7 @@ use super::*;
 
 mod admit;
 mod edge_switch;
+mod ports;
 mod rates;
 mod static_address;
 mod switching;

@@ -22,12 +22,12 @@ use crate::raw;
 use crate::static_address::PortAddress;
 use crate::{
     DirectorConfig, EDGE_SWITCH_PORTS_MAX, EdgeSwitchConfig, EthernetPortConfig, HostConfig,
-    INTERFACE_NAME_BYTES_MAX, LUN_MAX, LabConfig, LunConfig, LunMapping, MTU_MAX, MTU_MIN,
-    MediumConfig, NAME_BYTES_MAX, PCI_SLOTS, RAM_BYTES_MAX, SanPortConfig, Uplink, VHBA_QUEUES_MAX,
-    VNIC_QUEUES_MAX, VhbaConfig, VmConfig, VnicConfig,
+    LUN_MAX, LabConfig, LunConfig, LunMapping, MTU_MAX, MTU_MIN, MediumConfig, NAME_BYTES_MAX,
+    PCI_SLOTS, RAM_BYTES_MAX, SanPortConfig, Uplink, VHBA_QUEUES_MAX, VNIC_QUEUES_MAX, VhbaConfig,
+    VmConfig, VnicConfig,
 };
 
-const MTU_DEFAULT: u16 = 1500;
+pub(crate) const MTU_DEFAULT: u16 = 1500;
 const SERIAL_BYTES_MAX: usize = 64;
 const DELAY_MS_MAX: u64 = 600_000;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -63,7 +63,7 @@ pub(crate) struct Validator<'a> {
     text: &'a str,
     links: LinkSecurity,
     pub(crate) policies: PolicyCatalog,
-    ethernet_ports: Vec<EthernetPortConfig>,
+    pub(crate) ethernet_ports: Vec<EthernetPortConfig>,
     access_lists: AccessLists,
     san_ports: Vec<SanPortConfig>,
     luns: Vec<LunConfig>,
@@ -108,7 +108,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         discoverable,
     };
     validator.policies(&raw.qos_policy)?;
-    validator.ethernet_ports(&raw.ethernet_port)?;
+    validator.ethernet_ports(&raw.ethernet_port, &raw.lag)?;
     validator.access_lists = validator.access_lists(&raw.access_list)?;
     validator.san_ports(&raw.san_port)?;
     validator.luns(&raw.lun, raw.director.shared_luns)?;
@@ -174,7 +174,7 @@ fn parse_digits(text: &str) -> Option<u64> {
     text.parse().ok()
 }
 
-fn usable_name(name: &str, bytes_max: usize, also: &str) -> bool {
+pub(crate) fn usable_name(name: &str, bytes_max: usize, also: &str) -> bool {
     (1..=bytes_max).contains(&name.len())
         && name
             .chars()
@@ -337,11 +337,16 @@ impl Validator<'_> {
         Ok(Uplink::Director(addresses))
     }
 
-    fn port(&self, object: &str, port: &raw::Text) -> Result<PortName> {
+    pub(crate) fn port(&self, object: &str, port: &raw::Text) -> Result<PortName> {
         self.at(object, port, port.get_ref().parse::<PortName>())
     }
 
-    fn mtu(&self, object: &str, mtu: Option<&Spanned<u16>>, default: u16) -> Result<u16> {
+    pub(crate) fn mtu(
+        &self,
+        object: &str,
+        mtu: Option<&Spanned<u16>>,
+        default: u16,
+    ) -> Result<u16> {
         let Some(spanned) = mtu else {
             return Ok(default);
         };
@@ -359,75 +364,6 @@ impl Validator<'_> {
             Problem::Queues { queues, queues_max }
         })?;
         Ok(queues)
-    }
-
-    fn ethernet_ports(&mut self, ports: &[raw::EthernetPort]) -> Result<()> {
-        let (mut names, mut taps) = (Owners::default(), Owners::default());
-        for raw in ports {
-            let port = self.port("ethernet-port", &raw.port)?;
-            let object = format!("ethernet-port {port}");
-            self.at(&object, &raw.port, names.claim(&port, &object))?;
-            let tap = self.tap(&object, raw, &mut taps)?;
-            let offloads = raw.offloads.as_ref();
-            self.ethernet_ports.push(EthernetPortConfig {
-                port,
-                tap,
-                offloads: offloads.is_none_or(|offloads| *offloads.get_ref()),
-                mtu: self.mtu(&object, raw.mtu.as_ref(), MTU_DEFAULT)?,
-                budget: self.port_budget(&object, raw.rate.as_ref(), raw.reservable.as_ref())?,
-                native_vlan: self.vlan_id(&object, "native-vlan", raw.native_vlan.as_ref())?,
-                storm: self.storm_limits(
-                    &object,
-                    raw.broadcast_limit.as_ref(),
-                    raw.multicast_limit.as_ref(),
-                )?,
-            });
-        }
-        Ok(())
-    }
-
-    /// The TAP of a port; `None`: it is private.
-    fn tap(
-        &self,
-        object: &str,
-        raw: &raw::EthernetPort,
-        taps: &mut Owners<String>,
-    ) -> Result<Option<String>> {
-        if raw.private {
-            let refuse = |key| Problem::PrivateWith { key };
-            for (key, text) in [
-                ("tap", &raw.tap),
-                ("rate", &raw.rate),
-                ("reservable", &raw.reservable),
-            ] {
-                if let Some(text) = text {
-                    self.at(object, text, Err(refuse(key)))?;
-                }
-            }
-            if let Some(offloads) = &raw.offloads {
-                self.at(object, offloads, Err(refuse("offloads")))?;
-            }
-            for (key, limit) in [
-                ("broadcast-limit", &raw.broadcast_limit),
-                ("multicast-limit", &raw.multicast_limit),
-            ] {
-                if let Some(limit) = limit {
-                    self.at(object, limit, Err(refuse(key)))?;
-                }
-            }
-            return Ok(None);
-        }
-        let Some(text) = &raw.tap else {
-            return self.at(object, &raw.port, Err(Problem::NoTap));
-        };
-        let tap = text.get_ref();
-        let usable = usable_name(tap, INTERFACE_NAME_BYTES_MAX, "-_.")
-            && !matches!(tap.as_str(), "." | "..");
-        self.require(object, text, usable, || Problem::InterfaceName {
-            name: tap.clone(),
-        })?;
-        self.at(object, text, taps.claim(tap, object))?;
-        Ok(Some(tap.clone()))
     }
 
     fn san_ports(&mut self, ports: &[raw::SanPort]) -> Result<()> {
@@ -448,11 +384,13 @@ impl Validator<'_> {
         let ethernet = self
             .ethernet_ports
             .iter()
-            .any(|ethernet| ethernet.port == port);
-        self.require(object, raw, !ethernet, || Problem::NoSuchPort {
-            kind: "SAN",
-            port,
-            next_step: "it is an Ethernet port, choose another",
+            .any(|ethernet| ethernet.has(port));
+        self.require(object, raw, !ethernet && !port.is_lag(), || {
+            Problem::NoSuchPort {
+                kind: "SAN",
+                port,
+                next_step: "it is an Ethernet port, choose another",
+            }
         })
     }
 
@@ -789,7 +727,7 @@ impl Validator<'_> {
             .ethernet_ports
             .iter()
             .find(|ethernet| ethernet.port == port);
-        let ethernet_is_private = ethernet.is_some_and(|ethernet| ethernet.tap.is_none());
+        let ethernet_is_private = ethernet.is_some_and(EthernetPortConfig::is_private);
         let san = self.luns.iter().any(|lun| lun.port == port);
         let port_mtu = self.at(
             &object,
@@ -833,6 +771,7 @@ impl Validator<'_> {
             id,
             generation: raw.generation,
             port,
+            up: self.state(&object, raw.state.as_ref())?,
             mac,
             mtu,
             queues: self.queues(&object, raw.queues.as_ref(), VNIC_QUEUES_MAX)?,

@@ -12,6 +12,14 @@
 //! | 12 | | frame | destination MAC first |
 //!
 //! Super-frames cross the fabric unsegmented; the header says how the last hop cuts them.
+//!
+//! On the task management lane, towards the host, a [`LinkState`]:
+//!
+//! | offset | bytes | field | |
+//! | --- | --- | --- | --- |
+//! | 0 | 1 | type | 8 |
+//! | 1 | 1 | state | 0 down, 1 up |
+//! | 2 | 6 | | 0, not read |
 
 use zerocopy::byteorder::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -35,6 +43,42 @@ const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
+
+/// Bytes of a [`LinkState`].
+pub const LINK_STATE_BYTES: usize = 8;
+const LINK_STATE: u8 = 8;
+
+/// Whether the port of a vNIC has carrier and both are up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// Nothing passes.
+    Down,
+    /// Frames pass.
+    Up,
+}
+
+impl LinkState {
+    /// As it travels.
+    #[must_use]
+    pub const fn bytes(self) -> [u8; LINK_STATE_BYTES] {
+        let state = match self {
+            Self::Down => 0,
+            Self::Up => 1,
+        };
+        [LINK_STATE, state, 0, 0, 0, 0, 0, 0]
+    }
+
+    /// Reads it; `None`: it is something else.
+    #[must_use]
+    pub fn read(unit: &[u8]) -> Option<Self> {
+        let unit: &[u8; LINK_STATE_BYTES] = unit.try_into().ok()?;
+        match unit {
+            [LINK_STATE, 0, ..] => Some(Self::Down),
+            [LINK_STATE, 1, ..] => Some(Self::Up),
+            _ => None,
+        }
+    }
+}
 
 /// `virtio_net_hdr_v1` as it travels (virtio 1.2 section 5.1.6).
 #[derive(
@@ -220,6 +264,26 @@ mod tests {
 
     fn header(bytes: [u8; 12]) -> VirtioNetHeader {
         VirtioNetHeader::split(&bytes).expect("twelve bytes").0
+    }
+
+    #[test]
+    fn link_states_stand_as_the_table_says() {
+        assert_eq!(LinkState::Up.bytes(), [8, 1, 0, 0, 0, 0, 0, 0]);
+        for state in [LinkState::Down, LinkState::Up] {
+            assert_eq!(LinkState::read(&state.bytes()), Some(state));
+        }
+        assert_eq!(
+            LinkState::read(&[8, 1, 9, 9, 9, 9, 9, 9]),
+            Some(LinkState::Up)
+        );
+        for wrong in [
+            &[8, 2, 0, 0, 0, 0, 0, 0][..],
+            &[7, 1, 0, 0, 0, 0, 0, 0],
+            &[8, 1],
+            &[0; 9],
+        ] {
+            assert_eq!(LinkState::read(wrong), None);
+        }
     }
 
     #[test]

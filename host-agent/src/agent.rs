@@ -28,6 +28,7 @@ use vhost_user_session::{Session, SessionConfig, SessionHandle, SocketSource, Vi
 use vnic_backend::VnicDevice;
 
 use crate::embedded::EmbeddedDirector;
+use crate::guest_link::{GuestLink, monitor_path};
 use crate::plug::Plugs;
 use view::View;
 
@@ -51,6 +52,8 @@ pub struct HostAgent {
 #[derive(Debug)]
 struct Served {
     session: SessionHandle,
+    /// Of a vNIC; held for its end.
+    _link: Option<GuestLink>,
 }
 
 impl std::fmt::Debug for HostAgent {
@@ -125,6 +128,8 @@ struct Device {
     fabric: UplinkDevice,
     /// If it is one.
     vhba: Option<Arc<VhbaDevice>>,
+    /// If it is one, with the monitor of its VM.
+    vnic: Option<(Arc<VnicDevice>, PathBuf)>,
 }
 
 impl Device {
@@ -134,16 +139,25 @@ impl Device {
         host: &HostConfig,
         director: Option<&Director>,
         allow_unsealed_memory: bool,
-    ) -> Result<(SessionHandle, UplinkDevice)> {
+    ) -> Result<(Served, UplinkDevice)> {
         if let (Some(vhba), Some(director)) = (&self.vhba, director) {
             vhba.set_direct_target(director.direct_target(self.fabric.id));
         }
+        let link = self
+            .vnic
+            .map(|(vnic, monitor)| GuestLink::start(vnic, monitor));
+        let link = link.transpose();
+        let link = link.with_context(|| format!("{} cannot start a thread", self.name))?;
         let socket = socket_path(host, &self.name);
         let mut config = SessionConfig::new(SocketSource::path(&socket));
         config.allow_unsealed_memory = allow_unsealed_memory;
         let session = Session::start(self.virtio, config)
             .with_context(|| format!("{} cannot be served on {}", self.name, socket.display()))?;
-        Ok((session, self.fabric))
+        let served = Served {
+            session,
+            _link: link,
+        };
+        Ok((served, self.fabric))
     }
 }
 
@@ -167,7 +181,7 @@ impl HostAgent {
                 rate: vm.ingress,
             };
             for vnic in &vm.vnics {
-                devices.push(vnic_device(lab, vnic, &grant)?);
+                devices.push(vnic_device(lab, host, vnic, &grant)?);
             }
             for vhba in &vm.vhbas {
                 devices.push(vhba_device(host, vhba, &grant)?);
@@ -179,8 +193,8 @@ impl HostAgent {
         let mut served = BTreeMap::new();
         let mut attached = Vec::with_capacity(devices.len());
         for device in devices {
-            let (session, fabric) = device.serve(host, director.as_ref(), allow_unsealed_memory)?;
-            served.insert(fabric.id, Served { session });
+            let (device, fabric) = device.serve(host, director.as_ref(), allow_unsealed_memory)?;
+            served.insert(fabric.id, device);
             attached.push(fabric);
         }
         session.spread = host.spread;
@@ -272,7 +286,12 @@ fn names(host: &HostConfig) -> HashMap<DeviceId, String> {
     vnics.chain(vhbas).collect()
 }
 
-fn vnic_device(lab: &LabConfig, config: &VnicConfig, vm: &VmGrant) -> Result<Device> {
+fn vnic_device(
+    lab: &LabConfig,
+    host: &HostConfig,
+    config: &VnicConfig,
+    vm: &VmGrant,
+) -> Result<Device> {
     let port = lab.ethernet_port(config.port);
     let offloads = port.is_some_and(|port| port.offloads);
     let device = VnicDevice::new(vnic_backend::VnicConfig {
@@ -302,9 +321,10 @@ fn vnic_device(lab: &LabConfig, config: &VnicConfig, vm: &VmGrant) -> Result<Dev
     };
     Ok(Device {
         name: config.name.clone(),
-        virtio: device,
+        virtio: device.clone(),
         fabric,
         vhba: None,
+        vnic: Some((device, monitor_path(host, &vm.name))),
     })
 }
 
@@ -330,6 +350,7 @@ fn vhba_device(host: &HostConfig, config: &VhbaConfig, vm: &VmGrant) -> Result<D
         virtio: device.clone(),
         fabric,
         vhba: Some(device),
+        vnic: None,
     })
 }
 

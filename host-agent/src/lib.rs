@@ -13,6 +13,7 @@
 
 mod agent;
 mod embedded;
+mod guest_link;
 mod plug;
 pub mod qemu_args;
 

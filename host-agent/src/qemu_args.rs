@@ -9,9 +9,11 @@ use orimono_qemu::{
 };
 
 use crate::agent::socket_path;
+use crate::guest_link::monitor_path;
 
 /// Arguments for `vm`: its memory as a shared memfd of `memory` (QEMU's notation, "1G"), which
-/// vhost-user needs, the root ports and the monitor if devices may come and go, then a device at a
+/// vhost-user needs, the root ports and the monitor if devices may come and go, a monitor by which the
+/// agent tells the guest of its links, then a device at a
 /// time.
 ///
 /// # Errors
@@ -50,7 +52,10 @@ pub fn qemu_args(
         arguments.extend(root_port_args(PCI_SLOTS));
     }
     if let Some(qmp) = &vm.qmp {
-        arguments.extend(monitor_args(qmp));
+        arguments.extend(monitor_args("orimono-qmp", qmp));
+    }
+    if vm.qmp.is_some() || !vm.vnics.is_empty() {
+        arguments.extend(monitor_args("orimono-link", &monitor_path(host, &vm.name)));
     }
     for config in &vm.vnics {
         let vnic = vnic(host, config)?;

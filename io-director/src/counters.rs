@@ -107,7 +107,7 @@ counters! {
         /// To the guest: its lane is blocked. It has no credit, as its back end takes no frames, or
         /// its queue to the host is full, at 5 ms of its peak rate or less.
         dropped_blocked,
-        /// To the guest: not attached.
+        /// To the guest: not attached. From or to it: the operator wants the vNIC down.
         dropped_down,
         /// Frames of a session that was replaced.
         dropped_stale,
@@ -165,6 +165,8 @@ counters! {
         received_frames,
         /// Frames written to the TAP.
         sent_frames,
+        /// From the backup of a LAG: what it hears, the active port hears too.
+        dropped_backup,
         /// To the TAP: its queue is full.
         dropped_full,
         /// To the TAP: the kernel refused the frame (interface down, bad header).
@@ -207,6 +209,7 @@ impl VnicCounters {
             DropReason::Broadcast => &self.dropped_broadcast,
             DropReason::Multicast => &self.dropped_multicast,
             DropReason::NotHere => &self.dropped_not_here,
+            DropReason::Down => &self.dropped_down,
             DropReason::Runt
             | DropReason::OwnSource
             | DropReason::GroupSource
@@ -236,6 +239,7 @@ impl PortCounters {
             | DropReason::Server
             | DropReason::Isolated
             | DropReason::Access
+            | DropReason::Down
             | DropReason::ChecksumInHeader => &self.dropped_malformed,
         };
         counter.add(1);

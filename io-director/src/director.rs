@@ -208,7 +208,7 @@ impl Director {
                     port: port.port,
                     source,
                 })?;
-            tracing::info!(port = %port.port, tap = port.tap, mtu = port.mtu, "ethernet port opened");
+            tracing::info!(port = %port.port, mtu = port.mtu, "ethernet port opened");
             state.ethernet_ports.insert(port.port, Arc::new(started));
         }
         for (_, vm, vnic) in vnics(config) {

@@ -347,12 +347,12 @@ pub fn root_port_args(count: u8) -> Vec<OsString> {
     ports.collect()
 }
 
-/// A monitor at `socket` for the host agent, which is its only client.
+/// A monitor at `socket` for one client, called `id` in QEMU.
 #[must_use]
-pub fn monitor_args(socket: &Path) -> Vec<OsString> {
+pub fn monitor_args(id: &str, socket: &Path) -> Vec<OsString> {
     let mut chardev = Options::new("socket");
     chardev
-        .set("id", "orimono-qmp")
+        .set("id", id)
         .set_path("path", socket)
         .set("server", "on")
         .set("wait", "off");
@@ -360,7 +360,7 @@ pub fn monitor_args(socket: &Path) -> Vec<OsString> {
         "-chardev".into(),
         chardev.finish(),
         "-mon".into(),
-        "chardev=orimono-qmp,mode=control".into(),
+        format!("chardev={id},mode=control").into(),
     ]
 }
 

@@ -1,10 +1,12 @@
 //! The device: rings on one side, lanes on the other.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use fabric_payload::ethernet::{ETHERNET_HEADER_BYTES, FRAME_BYTES_MAX, HEADER_BYTES, Offloads};
+use fabric_payload::ethernet::{
+    ETHERNET_HEADER_BYTES, FRAME_BYTES_MAX, HEADER_BYTES, LinkState, Offloads,
+};
 use fabric_transport::control::Windows;
 use fabric_transport::frame::{BLOCK_BYTES, DeviceId};
 use fabric_transport::{LaneClient, LaneSet, Receipt, VirtualLane};
@@ -24,6 +26,8 @@ const QUEUE_SIZE_MAX: u16 = 1024;
 const MTU_MIN: u16 = 68;
 /// Bytes of frames that may be underway to the guest.
 const RECEIVE_WINDOW_BYTES: usize = 1024 * 1024;
+/// Link states that may be underway to this side; each takes a block.
+const LINK_WINDOW_BLOCKS: u32 = 16;
 
 /// What a vNIC is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +93,7 @@ pub enum ConfigError {
 }
 
 /// Receive windows of a vNIC for its [`DeviceGrant`](fabric_transport::endpoint::DeviceGrant): 1
-/// MiB of frames, nothing on the storage lanes.
+/// MiB of frames, a few link states, nothing on the storage lanes.
 ///
 /// Credit comes back as soon as a frame stands in the guest's buffers or is dropped, so the window
 /// only has to cover the link's round trip.
@@ -98,6 +102,9 @@ pub fn windows() -> Windows {
     let mut windows = [0; VirtualLane::COUNT];
     if let Some(network) = windows.get_mut(VirtualLane::Network.index()) {
         *network = u32::try_from(RECEIVE_WINDOW_BYTES / BLOCK_BYTES).unwrap_or(u32::MAX);
+    }
+    if let Some(management) = windows.get_mut(VirtualLane::TaskManagement.index()) {
+        *management = LINK_WINDOW_BLOCKS;
     }
     windows
 }
@@ -126,6 +133,18 @@ pub struct VnicDevice {
     /// Bit n: pair n has filled buffers of this batch. Only the link's thread uses it.
     touched: AtomicU32,
     counters: Counters,
+    /// What the director of this session said last.
+    port_is_up: AtomicBool,
+    link_watcher: OnceLock<Box<dyn Fn(LinkNews) + Send + Sync>>,
+}
+
+/// What whoever tells the guest of its link has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkNews {
+    /// [`VnicDevice::link_is_up`] may have changed.
+    Changed,
+    /// A driver starts: its QEMU may be another one, which takes every link for up.
+    DriverStarts,
 }
 
 impl fmt::Debug for VnicDevice {
@@ -186,8 +205,35 @@ impl VnicDevice {
             usable: AtomicU32::new(0),
             touched: AtomicU32::new(0),
             counters: Counters::default(),
+            port_is_up: AtomicBool::new(true),
+            link_watcher: OnceLock::new(),
             config,
         }))
+    }
+
+    /// Whether the guest has a link: a director serves the device, and has not said that the port or
+    /// the vNIC is down.
+    #[must_use]
+    pub fn link_is_up(&self) -> bool {
+        self.is_attached() && self.port_is_up.load(Ordering::Acquire)
+    }
+
+    /// Has `watcher` called with each [`LinkNews`] from now on, on the thread that brings it: it must
+    /// not wait. The first watcher stays.
+    ///
+    /// The device itself cannot tell its guest: QEMU keeps the config space of a vhost-user network
+    /// device and takes no change from the back end (`VHOST_USER_BACKEND_CONFIG_CHANGE_MSG` goes to
+    /// block, GPU and other devices only). What works is QMP's `set_link`.
+    pub fn watch_link(&self, watcher: Box<dyn Fn(LinkNews) + Send + Sync>) {
+        if self.link_watcher.set(watcher).is_err() {
+            tracing::error!(device = self.config.name, "link is watched already");
+        }
+    }
+
+    fn link_news(&self, news: LinkNews) {
+        if let Some(watcher) = self.link_watcher.get() {
+            watcher(news);
+        }
     }
 
     /// What the device is.
@@ -328,6 +374,7 @@ impl VirtioDevice for VnicDevice {
 
     fn features_acked(&self, features: u64) {
         self.features.store(features, Ordering::Release);
+        self.link_news(LinkNews::DriverStarts);
     }
 
     fn mtu_set(&self, mtu: u16) {
@@ -382,14 +429,22 @@ impl VirtioDevice for VnicDevice {
 
 impl LaneClient for VnicDevice {
     fn up(&self, lanes: LaneSet) {
+        self.port_is_up.store(true, Ordering::Release);
         *lock(&self.lanes) = Some(lanes);
         self.wake_all();
+        self.link_news(LinkNews::Changed);
     }
 
     /// Always consumed at once: a guest that takes nothing must not hold the lane's credit.
     fn receive(&self, lane: VirtualLane, payload: &[u8]) -> Receipt {
         let delivered = match lane {
             VirtualLane::Network => self.deliver(payload),
+            VirtualLane::TaskManagement if let Some(state) = LinkState::read(payload) => {
+                self.port_is_up
+                    .store(state == LinkState::Up, Ordering::Release);
+                self.link_news(LinkNews::Changed);
+                return Receipt::Consumed;
+            }
             _ => Err(ReceiveDrop::Malformed),
         };
         match delivered {
@@ -420,6 +475,7 @@ impl LaneClient for VnicDevice {
             drop(lanes);
             // A stalled ring goes on, into the counter of frames without a session.
             self.wake_all();
+            self.link_news(LinkNews::Changed);
         }
     }
 }
@@ -497,7 +553,33 @@ mod tests {
     }
 
     #[test]
-    fn window_counts_blocks_of_the_network_lane_only() {
-        assert_eq!(windows(), [0, 0, 0, 16_384]);
+    fn link_states_are_told_to_whoever_watches() {
+        let device = VnicDevice::new(VnicConfig::new("vnic0", DeviceId(1), MAC)).unwrap();
+        let (sender, heard) = std::sync::mpsc::channel();
+        device.watch_link(Box::new(move |news| sender.send(news).unwrap()));
+        // Without lanes there is no link, whatever a director said.
+        assert!(!device.link_is_up());
+        let lane = VirtualLane::TaskManagement;
+        for state in [LinkState::Down, LinkState::Up] {
+            assert_eq!(device.receive(lane, &state.bytes()), Receipt::Consumed);
+            assert_eq!(
+                device.port_is_up.load(Ordering::Acquire),
+                state == LinkState::Up
+            );
+        }
+        assert_eq!(device.receive(lane, &[9; 8]), Receipt::Consumed);
+        device.features_acked(0);
+        let news: Vec<_> = heard.try_iter().collect();
+        assert_eq!(
+            news,
+            [LinkNews::Changed, LinkNews::Changed, LinkNews::DriverStarts]
+        );
+        let receive = device.statistics().receive;
+        assert_eq!(receive.dropped(ReceiveDrop::Malformed), 1);
+    }
+
+    #[test]
+    fn windows_are_for_frames_and_link_states() {
+        assert_eq!(windows(), [16, 0, 0, 16_384]);
     }
 }

@@ -18,7 +18,8 @@
 //! 5.1. The crate knows nothing of switches, ports, or what a frame is for.
 //!
 //! The control virtqueue, link status and MAC filters are QEMU's: it answers them by itself and
-//! never forwards them.
+//! never forwards them. What the link of the vNIC is, [`VnicDevice::link_is_up`] says; whoever has
+//! QEMU's monitor tells the guest.
 #![forbid(unsafe_code)]
 
 mod checksum;
@@ -29,5 +30,5 @@ mod statistics;
 mod steering;
 mod transmit;
 
-pub use device::{ConfigError, QUEUE_PAIRS_MAX, VnicConfig, VnicDevice, windows};
+pub use device::{ConfigError, LinkNews, QUEUE_PAIRS_MAX, VnicConfig, VnicDevice, windows};
 pub use statistics::{DirectionStatistics, ReceiveDrop, TransmitDrop, VnicStatistics};

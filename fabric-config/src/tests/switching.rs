@@ -95,8 +95,8 @@ fn vlans_that_cannot_be_are_refused_with_the_next_step() {
 fn private_port_has_no_tap() {
     let private = LAB.replace("tap = \"orimono0\"", "private = true");
     let lab: LabConfig = private.parse().unwrap();
-    assert_eq!(lab.ethernet_ports[0].tap, None);
-    assert_eq!(lab.ethernet_ports[1].tap.as_deref(), Some("orimono1"));
+    assert_eq!(lab.ethernet_ports[0].interfaces, []);
+    assert_eq!(lab.ethernet_ports[1].interfaces[0].name, "orimono1");
     for (words, problem) in [
         (
             "tap = \"x\"",
@@ -120,8 +120,8 @@ fn private_port_has_no_tap() {
     }
     assert_eq!(
         refusal("tap = \"orimono0\"\n", ""),
-        "line 11: ethernet-port 10/1: has no way out; write tap = \"NAME\", or private = true for \
-         vNICs among themselves"
+        "line 11: ethernet-port 10/1: has no way out; write tap = \"NAME\", interface = \
+         \"NAME\" for one that is there, or private = true for vNICs among themselves"
     );
     assert_eq!(
         refusal_of(&private, VNIC, "isolated = true"),

@@ -14,14 +14,12 @@ use fabric_config::{
 };
 use fabric_transport::DeviceId;
 use fabric_transport::endpoint::VmGrant;
-use fabric_transport::uplink::UplinkDevice;
 use io_director::Director;
 use lab_program::Live;
 use qos::{AdmissionError, BitRate, DeviceRate, VmRate};
 use qos_monitor::Watched;
-use vhost_user_session::SessionHandle;
 
-use super::{Device, HostAgent, Served, names, vhba_device, vnic_device};
+use super::{Device, HostAgent, names, vhba_device, vnic_device};
 
 /// A device that is to be served.
 struct New {
@@ -87,13 +85,13 @@ impl HostAgent {
         let devices = devices.chain(host.vhbas().map(|vhba| vhba.id));
         let ended: Vec<_> = devices.filter(|id| difference.ends(*id)).collect();
         let mut served = self.served();
-        let sessions = ended.iter().filter_map(|id| served.remove(id));
-        let sessions: Vec<_> = sessions.map(|served| served.session).collect();
+        let devices = ended.iter().filter_map(|id| served.remove(id));
+        let devices: Vec<_> = devices.collect();
         drop(served);
         // Guests lose their back ends first, so that nothing they still send is taken for lost.
         std::thread::scope(|scope| {
-            for session in &sessions {
-                scope.spawn(|| session.stop());
+            for device in &devices {
+                scope.spawn(|| device.session.stop());
             }
         });
         for id in ended {
@@ -102,9 +100,9 @@ impl HostAgent {
     }
 
     fn begin(&self, host: &HostConfig, device: Device) -> Result<()> {
-        let (session, fabric): (SessionHandle, UplinkDevice) =
-            device.serve(host, self.director.as_ref(), self.allow_unsealed_memory)?;
-        self.served().insert(fabric.id, Served { session });
+        let director = self.director.as_ref();
+        let (served, fabric) = device.serve(host, director, self.allow_unsealed_memory)?;
+        self.served().insert(fabric.id, served);
         self.uplink.add(fabric);
         Ok(())
     }
@@ -201,7 +199,7 @@ fn new_devices(
         };
         for vnic in vm.vnics.iter().filter(|it| difference.begins(it.id)) {
             let object = format!("vnic {}", vnic.name);
-            let device = vnic_device(lab, vnic, &grant);
+            let device = vnic_device(lab, host, vnic, &grant);
             add(ObjectId::Vnic(vnic.id), object, device)?;
         }
         for vhba in vm.vhbas.iter().filter(|it| difference.begins(it.id)) {

@@ -14,14 +14,15 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use fabric_config::{
-    ApplyRefused, Change, ChangeKind, Difference, LabConfig, Object, ObjectId, Outcome, PortName,
-    Report, Side, VmConfig, VnicConfig, require_admitted_anew,
+    ApplyRefused, Change, ChangeKind, Difference, EthernetPortConfig, LabConfig, Object, ObjectId,
+    Outcome, PortName, Report, Side, VmConfig, VnicConfig, require_admitted_anew,
 };
 use fabric_transport::DeviceId;
 use lab_program::Live;
@@ -286,6 +287,11 @@ impl Prepared<'_> {
                     devices.push((id, after.id, [before, [after.ingress, after.egress]]));
                 }
                 (Object::Vm(_, before), Object::Vm(_, after)) => vms.push((id, before, after)),
+                (Object::EthernetPort(_), Object::EthernetPort(after)) => {
+                    if let Err(error) = self.director.set_states(after) {
+                        failures.insert(id.clone(), line(&error));
+                    }
+                }
                 _ => {}
             }
         }
@@ -403,6 +409,13 @@ impl Director {
     fn set_addresses(&self, vnic: &VnicConfig) {
         if let Some(port) = self.books.read().ethernet_ports.get(&vnic.port) {
             port.set_addresses(vnic);
+        }
+    }
+
+    fn set_states(&self, port: &EthernetPortConfig) -> io::Result<()> {
+        match self.books.read().ethernet_ports.get(&port.port) {
+            Some(started) => started.set_states(port),
+            None => Ok(()),
         }
     }
 

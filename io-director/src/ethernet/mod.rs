@@ -1,19 +1,23 @@
-//! Ethernet module: ports on TAP interfaces, each with a switch for its vNICs.
+//! Ethernet module: ports on interfaces of the machine, each with a switch for its vNICs.
 
 mod access_list;
 mod address_service;
 mod guard;
 #[cfg(test)]
 mod model;
+mod netlink;
 mod packet;
+mod packet_socket;
 mod policy;
 mod port;
 mod responder;
 mod rewrite;
+mod snoop;
 mod storm;
 mod switch;
 mod sys;
 mod tap;
+mod uplink;
 mod vlan;
 mod vnic_session;
 mod wire;

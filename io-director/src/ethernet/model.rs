@@ -65,7 +65,7 @@ impl Real {
         Self {
             switch,
             policies,
-            uplink: port.tap.is_some().then(|| Membership::uplink(native)),
+            uplink: (!port.is_private()).then(|| Membership::uplink(native)),
         }
     }
 
@@ -246,7 +246,7 @@ fn expected(lab: &LabConfig, source: Source, parts: &Parts) -> BTreeMap<Source, 
     }
     let is_here = vnics.iter().any(|vnic| vnic.mac == parts.to);
     if source != Source::Uplink
-        && port.tap.is_some()
+        && !port.is_private()
         && !is_here
         && let Some(parts) = leaving(vlan.is_some_and(|vlan| vlan != port_native))
     {

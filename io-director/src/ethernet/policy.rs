@@ -13,6 +13,8 @@ use crate::counters::Snapshot;
 /// Whose frames are whose, and what may pass.
 #[derive(Debug)]
 pub struct Policy {
+    /// The operator wants the vNIC up.
+    pub(super) up: bool,
     pub(super) mac: MacAddress,
     pub(super) membership: Membership,
     /// It is not just in whatever VLAN the port has.
@@ -29,6 +31,7 @@ impl Policy {
     #[must_use]
     pub fn new(config: &VnicConfig, port_native: Option<VlanId>) -> Self {
         Self {
+            up: config.up,
             mac: config.mac,
             membership: Membership::of(&config.vlans, port_native),
             names_vlans: config.vlans != VlanMembership::Native,
@@ -50,6 +53,9 @@ impl Policy {
         forward: &Forward,
         payload: &[u8],
     ) -> Option<Result<Rewrite, DropReason>> {
+        if !self.up {
+            return Some(Err(DropReason::Down));
+        }
         if self.isolated && source != Source::Uplink {
             return None;
         }
@@ -93,6 +99,7 @@ impl Policy {
     /// Of a vNIC with nothing but an address, on a port without VLANs.
     pub(super) fn plain(mac: MacAddress) -> Self {
         Self {
+            up: true,
             mac,
             membership: Membership::Access(0),
             names_vlans: false,

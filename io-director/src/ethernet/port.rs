@@ -1,6 +1,11 @@
-//! The shell of an Ethernet port: moves frames between the TAP and the lanes of vNICs.
+//! The shell of an Ethernet port: moves frames between its interfaces and the lanes of vNICs. Where
+//! "the TAP" stands, it may be another interface, or the members of a LAG ([`super::uplink`]).
 //!
-//! Frames from guests are switched on their link's thread; one thread per port reads the TAP.
+//! Frames from guests are switched on their link's thread; one thread per port reads the TAP, and
+//! hears of its state.
+//!
+//! **The link** of a vNIC is up while the port has an interface that is up, or needs none, and the
+//! operator wants both. Its host is told when its session begins, and of every change.
 //!
 //! **A port without a rate** lets nothing wait: a TAP or lane that does not take a frame loses it,
 //! counted by reason, so no guest can hold up another.
@@ -19,8 +24,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 
-use fabric_config::{EthernetPortConfig, PortName, VmConfig, VnicConfig};
-use fabric_payload::ethernet::{FRAME_BYTES_MAX, Offloads, PAYLOAD_BYTES_MAX, VirtioNetHeader};
+use fabric_config::{EthernetPortConfig, MacAddress, PortName, VmConfig, VnicConfig};
+use fabric_payload::ethernet::{
+    FRAME_BYTES_MAX, HEADER_BYTES, LinkState, Offloads, PAYLOAD_BYTES_MAX, VirtioNetHeader,
+};
 use fabric_transport::control::Windows;
 use fabric_transport::endpoint::now;
 use fabric_transport::frame::blocks;
@@ -32,10 +39,12 @@ use qos::{AdmissionError, DeviceRate, MonotonicTime};
 use qos_monitor::Hop;
 
 use super::address_service::{AddressService, BootThread};
+use super::packet::RARP;
 use super::policy::Policy;
 use super::rewrite::{Outgoing, Rewrite, TagEdit};
 use super::switch::{Destination, DropReason, Forward, Source, Switch};
-use super::tap::{OFFLOADING, Tap, TapError};
+use super::tap::{OFFLOADING, TapError};
+use super::uplink::{Member, Uplink};
 use super::vlan::Membership;
 use super::vnic_session::VnicSession;
 use super::wire::{Direction, Wire};
@@ -65,9 +74,12 @@ pub struct EthernetPort {
 pub(super) struct PortShared {
     config: EthernetPortConfig,
     /// `None`: the port is private.
-    tap: Option<Tap>,
+    uplink: Option<Uplink>,
+    /// The operator wants the port up, and whether its vNICs were told that it is. Locked while they
+    /// are told.
+    link: Mutex<PortLink>,
     switch: Mutex<Switch>,
-    uplink: Membership,
+    outside: Membership,
     /// Locked to write only when one is added or removed.
     vnics: RwLock<BTreeMap<DeviceId, Arc<Vnic>>>,
     counters: PortCounters,
@@ -78,6 +90,12 @@ pub(super) struct PortShared {
     sessions: AtomicU64,
     /// Reads boot files.
     boot: BootThread,
+}
+
+#[derive(Debug)]
+struct PortLink {
+    wanted: bool,
+    is_up: bool,
 }
 
 /// A frame that waits for the wire, with its credit.
@@ -99,28 +117,35 @@ pub(super) struct Vnic {
     /// It was removed: no session begins. Set with `current` locked.
     pub(super) removed: AtomicBool,
     pub(super) counters: VnicCounters,
+    link: Mutex<VnicLink>,
     /// Of one with a static address.
     addresses: RwLock<Option<Arc<AddressService>>>,
 }
 
+/// What the host of a vNIC knows of its link.
+#[derive(Debug, Default)]
+struct VnicLink {
+    port_is_up: bool,
+    /// What it was told in this session; `None`: nothing.
+    told: Option<LinkState>,
+}
+
 impl EthernetPort {
-    /// Opens the TAP of `config`, if it has one, and starts its thread, without vNICs.
+    /// Opens the interfaces of `config`, if it has any, and starts its thread, without vNICs.
     ///
     /// # Errors
     /// [`TapError`]; nothing is left behind.
     pub fn start(config: &EthernetPortConfig) -> Result<Self, TapError> {
-        let name = config
-            .tap
-            .clone()
-            .unwrap_or_else(|| config.port.to_string());
+        let name = match &config.interfaces[..] {
+            [interface] => interface.name.clone(),
+            _ => config.port.to_string(),
+        };
         let step = |step, source| TapError::Step {
             name: name.clone(),
             step,
             source,
         };
-        let tap = config.tap.as_ref();
-        let tap = tap.map(|tap| Tap::open(tap, config.offloads, config.mtu));
-        let tap = tap.transpose()?;
+        let uplink = Uplink::open(config)?;
         let stop = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|error| step("make the stop event", error.into()))?;
         let wire = config.budget.as_ref();
@@ -130,9 +155,13 @@ impl EthernetPort {
             .map_err(|error| step("make the timer", error.into()))?;
         let shared = Arc::new(PortShared {
             config: config.clone(),
-            tap,
+            link: Mutex::new(PortLink {
+                wanted: config.up,
+                is_up: config.up && uplink.as_ref().is_none_or(|uplink| uplink.look().is_up),
+            }),
+            uplink,
             switch: Mutex::new(Switch::new(config)),
-            uplink: Membership::uplink(config.native_vlan),
+            outside: Membership::uplink(config.native_vlan),
             vnics: RwLock::default(),
             counters: PortCounters::default(),
             stop,
@@ -140,7 +169,7 @@ impl EthernetPort {
             sessions: AtomicU64::new(0),
             boot: BootThread::default(),
         });
-        let thread = shared.tap.as_ref().map(|_tap| {
+        let thread = shared.uplink.as_ref().map(|_uplink| {
             let reader = shared.clone();
             let builder = std::thread::Builder::new().name(name.clone());
             builder.spawn(move || reader.serve())
@@ -170,10 +199,26 @@ impl EthernetPort {
             current,
             removed,
             addresses: RwLock::new(self.addresses_of(vnic)),
+            link: Mutex::default(),
             counters,
         });
+        let link = shared.lock_link();
+        added.tell_link(Some(link.is_up));
         shared.write_vnics().insert(vnic.id, added);
+        drop(link);
         shared.lock_switch().insert(vnic.id, policy);
+    }
+
+    /// Has the port and its interfaces be up or down, as the states of `config` say.
+    ///
+    /// # Errors
+    /// An interface does not do it; what else is wanted is in force.
+    pub fn set_states(&self, config: &EthernetPortConfig) -> io::Result<()> {
+        self.shared.lock_link().wanted = config.up;
+        let uplink = self.shared.uplink.as_ref();
+        let done = uplink.map_or(Ok(()), |uplink| uplink.set_states(config));
+        self.shared.look_at_link();
+        done
     }
 
     fn addresses_of(&self, vnic: &VnicConfig) -> Option<Arc<AddressService>> {
@@ -200,6 +245,7 @@ impl EthernetPort {
             *current = policy.clone();
             drop(current);
             shared.lock_switch().insert(vnic.id, policy);
+            known.tell_link(None);
         }
     }
 
@@ -366,6 +412,38 @@ impl Vnic {
         policy.clone()
     }
 
+    /// A session begins: its host knows nothing of the link.
+    pub(super) fn tell_link_anew(&self) {
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.told = None;
+        drop(link);
+        self.tell_link(None);
+    }
+
+    /// Tells the host of the vNIC's link unless it knows. What its lane has no room for is told when
+    /// it has ([`LaneClient::writable`]).
+    pub(super) fn tell_link(&self, port_is_up: Option<bool>) {
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(is_up) = port_is_up {
+            link.port_is_up = is_up;
+        }
+        let state = match link.port_is_up && self.policy().up {
+            true => LinkState::Up,
+            false => LinkState::Down,
+        };
+        if link.told == Some(state) {
+            return;
+        }
+        let Some(lanes) = self.lanes() else { return };
+        let unit = FrameBuffer::from_payload(&state.bytes());
+        let queued = lanes.queue(&mut vec![(VirtualLane::TaskManagement, unit)]);
+        if queued.is_ok() {
+            link.told = Some(state);
+            drop(link);
+            lanes.flush();
+        }
+    }
+
     fn lanes(&self) -> Option<LaneSet> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         current.as_ref().map(|(lanes, _)| lanes.clone())
@@ -374,7 +452,7 @@ impl Vnic {
     /// Queues a header and frame of another station for the guest, if it is for it; returns the lanes
     /// to be flushed.
     fn send(&self, payload: &[u8], source: Source, forward: &Forward) -> Option<LaneSet> {
-        let frame = payload.get(fabric_payload::ethernet::HEADER_BYTES..);
+        let frame = payload.get(HEADER_BYTES..);
         if let (Some(addresses), Some(frame)) = (self.addresses(), frame)
             && addresses.refuses(frame)
         {
@@ -409,10 +487,9 @@ impl Vnic {
         match lanes.queue(&mut frames) {
             Ok(()) => {
                 self.counters.egress_frames.add(1);
-                let header_bytes = fabric_payload::ethernet::HEADER_BYTES;
                 self.counters
                     .egress_bytes
-                    .add_bytes(bytes.saturating_sub(header_bytes));
+                    .add_bytes(bytes.saturating_sub(HEADER_BYTES));
                 Some(lanes)
             }
             Err(SendRefused::Down) => {
@@ -431,6 +508,50 @@ impl PortShared {
     fn lock_switch(&self) -> MutexGuard<'_, Switch> {
         // Whole between any two statements: going on is safe.
         self.switch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_link(&self) -> MutexGuard<'_, PortLink> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has vNICs and the LAN told of what the interfaces are now.
+    fn look_at_link(&self) {
+        let mut link = self.lock_link();
+        let shift = self.uplink.as_ref().map(Uplink::look);
+        let is_up = link.wanted && shift.is_none_or(|shift| shift.is_up);
+        if link.is_up != is_up {
+            link.is_up = is_up;
+            tracing::info!(port = %self.config.port, is_up, "link of ethernet port");
+            for vnic in self.read_vnics().values() {
+                vnic.tell_link(Some(is_up));
+            }
+        }
+        drop(link);
+        if shift.is_some_and(|shift| shift.moved) {
+            tracing::info!(port = %self.config.port, uplink = ?self.uplink, "another port is active");
+            self.announce();
+        }
+    }
+
+    /// Has the LAN learn where the vNICs are now: a RARP request of each, as QEMU sends for a guest
+    /// that has moved.
+    fn announce(&self) {
+        let vnics: Vec<_> = self.read_vnics().values().cloned().collect();
+        for vnic in vnics {
+            let policy = vnic.policy();
+            let payload = announcement(policy.mac);
+            for vlan in policy.membership.announced() {
+                let forward = Forward {
+                    to: Destination::Uplink,
+                    vlan: Some(vlan),
+                    dscp: None,
+                    listeners: None,
+                };
+                if let Some(outgoing) = self.outgoing(&payload, &forward) {
+                    self.write(outgoing.pieces());
+                }
+            }
+        }
     }
 
     pub(super) fn read_vnics(&self) -> RwLockReadGuard<'_, BTreeMap<DeviceId, Arc<Vnic>>> {
@@ -462,8 +583,18 @@ impl PortShared {
             Destination::Uplink => Vec::new(),
             Destination::Flood => {
                 let vnics = self.read_vnics();
+                let listeners: Option<Vec<DeviceId>> = forward.listeners.map(|who| {
+                    let (switch, now) = (self.lock_switch(), now());
+                    let devices = vnics.keys().copied();
+                    devices.filter(|it| switch.hears(now, *it, who)).collect()
+                });
+                let listens = |device: &DeviceId| match &listeners {
+                    None => true,
+                    Some(listeners) => listeners.contains(device),
+                };
                 let others = vnics.iter();
-                let others = others.filter(|(device, _)| source != Source::Vnic(**device));
+                let others = others
+                    .filter(|(device, _)| source != Source::Vnic(**device) && listens(device));
                 let sent = others.filter_map(|(_, vnic)| vnic.send(payload, source, forward));
                 sent.collect()
             }
@@ -476,10 +607,10 @@ impl PortShared {
         payload: &'a [u8],
         forward: &Forward,
     ) -> Option<Outgoing<'a>> {
-        self.tap.as_ref()?;
+        self.uplink.as_ref()?;
         let tag = match forward.vlan {
             None => Ok(TagEdit::Keep),
-            Some(vlan) => self.uplink.egress(vlan)?,
+            Some(vlan) => self.outside.egress(vlan)?,
         };
         let dscp = forward.dscp;
         let outgoing = tag.and_then(|tag| {
@@ -491,20 +622,20 @@ impl PortShared {
 
     /// What frames of the port may leave unfinished.
     pub(super) fn offloads(&self) -> Offloads {
-        self.tap.as_ref().map_or(OFFLOADING, Tap::offloads)
+        self.uplink.as_ref().map_or(OFFLOADING, Uplink::offloads)
     }
 
     /// Writes header and frame to the TAP; without one nothing is written.
     pub(super) fn write(&self, pieces: [&[u8]; 2]) {
-        let Some(tap) = &self.tap else { return };
-        match tap.write(pieces) {
+        let Some(uplink) = &self.uplink else { return };
+        match uplink.write(pieces) {
             Ok(()) => self.counters.sent_frames.add(1),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.counters.dropped_full.add(1);
             }
             Err(error) => {
                 self.counters.dropped_refused.add(1);
-                tracing::trace!(%error, tap = tap.name(), "frame refused");
+                tracing::trace!(%error, ?uplink, "frame refused");
             }
         }
     }
@@ -553,22 +684,33 @@ impl PortShared {
 
     /// The thread of a port with a TAP.
     fn serve(&self) {
-        let Some(tap) = &self.tap else { return };
+        let Some(uplink) = &self.uplink else { return };
         let mut arrivals = Arrivals {
             payload: vec![0; PAYLOAD_BYTES_MAX],
-            waiting_bytes: None,
-            failed: false,
+            waiting: None,
         };
         let mut again_at = None;
         loop {
-            // Only this thread makes frames arrive: while one waits for the wire, none is read.
-            let reads = !arrivals.failed && arrivals.waiting_bytes.is_none();
+            let members: Vec<_> = (0..).zip(uplink.members()).collect();
+            let readable: Vec<_> = members.iter().filter(|(_, it)| it.is_readable()).collect();
             let mut fds = vec![PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
             if let Some(wire) = &self.wire {
                 fds.push(PollFd::new(wire.timer(), PollFlags::POLLIN));
             }
-            if reads {
-                fds.push(PollFd::new(tap.as_fd(), PollFlags::POLLIN));
+            let watches = fds.len();
+            fds.extend(
+                readable
+                    .iter()
+                    .map(|(_, it)| PollFd::new(it.watch_fd(), PollFlags::POLLIN)),
+            );
+            let media = fds.len();
+            // Only this thread makes frames arrive: while one waits for the wire, none is read.
+            if arrivals.waiting.is_none() {
+                fds.extend(
+                    readable
+                        .iter()
+                        .map(|(_, it)| PollFd::new(it.as_fd(), PollFlags::POLLIN)),
+                );
             }
             let timeout = again_at.map(|time: MonotonicTime| {
                 let wait = time.saturating_duration_since(now());
@@ -576,49 +718,76 @@ impl PortShared {
             });
             match ppoll(&mut fds, timeout, None) {
                 Ok(_) | Err(nix::Error::EINTR) => {}
-                Err(error) => return self.failed(&error.into()),
+                Err(error) => return self.failed(None, &error.into()),
             }
-            let rang = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-            if fds.first().is_some_and(rang) {
+            let rang = |at: usize| {
+                let events = fds.get(at).and_then(PollFd::revents);
+                events.is_some_and(|events| !events.is_empty())
+            };
+            if rang(0) {
                 return;
             }
             if let Some(wire) = &self.wire
-                && fds.get(1).is_some_and(rang)
+                && rang(1)
             {
                 wire.acknowledge_timer();
                 self.run_wire();
             }
-            let readable = reads && fds.last().is_some_and(rang);
-            if readable || arrivals.waiting_bytes.is_some() {
-                match self.take_arrivals(tap, &mut arrivals) {
+            let mut news = false;
+            for (at, (_, member)) in (watches..).zip(&readable) {
+                if !rang(at) {
+                    continue;
+                }
+                news = true;
+                if let Err(error) = uplink.take_news(member) {
+                    self.failed(Some(member), &error);
+                }
+            }
+            if news {
+                self.look_at_link();
+            }
+            let waiting = arrivals.waiting;
+            for (at, (number, member)) in (media..).zip(&readable) {
+                if !(rang(at) || waiting.is_some_and(|frame| frame.member == *number)) {
+                    continue;
+                }
+                match self.take_arrivals(*number, member, &mut arrivals) {
                     Ok(again) => again_at = again,
                     Err(error) => {
-                        self.failed(&error);
                         // Frames that wait for the wire still have credit to give back.
-                        (arrivals.failed, again_at) = (true, None);
+                        self.failed(Some(member), &error);
+                        self.look_at_link();
+                        again_at = None;
                     }
+                }
+                if arrivals.waiting.is_some() {
+                    break;
                 }
             }
         }
     }
 
-    /// The interface was deleted, or the kernel is out of resources: the port is down, its vNICs
-    /// still reach each other.
-    fn failed(&self, error: &io::Error) {
-        let (port, tap) = (self.config.port, self.tap.as_ref().map(Tap::name));
-        tracing::error!(%port, tap, %error, "ethernet port failed, restart the director");
+    /// An interface was deleted, or the kernel is out of resources: it is down, vNICs still reach
+    /// each other.
+    fn failed(&self, member: Option<&Member>, error: &io::Error) {
+        if let (Some(member), Some(uplink)) = (member, &self.uplink) {
+            uplink.fail(member);
+        }
+        let (port, interface) = (self.config.port, member.map(Member::name));
+        tracing::error!(%port, interface, %error, "ethernet port failed, restart the director");
     }
 
     /// Takes frames from the LAN as long as the wire carries them; when to go on if it does not.
     fn take_arrivals(
         &self,
-        tap: &Tap,
+        number: usize,
+        member: &Member,
         arrivals: &mut Arrivals,
     ) -> io::Result<Option<MonotonicTime>> {
         let mut touched: BTreeMap<DeviceId, LaneSet> = BTreeMap::new();
         let mut taken = Ok(None);
         for _ in 0..BATCH_FRAMES_MAX {
-            match self.take_arrival(tap, arrivals, &mut touched) {
+            match self.take_arrival(number, member, arrivals, &mut touched) {
                 Ok(None) => {}
                 Ok(Some(Pause::Wire(time))) => {
                     taken = Ok(Some(time));
@@ -640,13 +809,14 @@ impl PortShared {
 
     fn take_arrival(
         &self,
-        tap: &Tap,
+        number: usize,
+        member: &Member,
         arrivals: &mut Arrivals,
         touched: &mut BTreeMap<DeviceId, LaneSet>,
     ) -> io::Result<Option<Pause>> {
-        let bytes = match arrivals.waiting_bytes {
-            Some(bytes) => bytes,
-            None => match tap.read(&mut arrivals.payload) {
+        let bytes = match arrivals.waiting {
+            Some(frame) => frame.bytes,
+            None => match member.read(&mut arrivals.payload) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(Some(Pause::Empty));
@@ -655,8 +825,15 @@ impl PortShared {
             },
         };
         let payload = arrivals.payload.get(..bytes).unwrap_or_default();
+        if let Some(uplink) = &self.uplink
+            && !uplink.takes_from(number)
+        {
+            self.counters.dropped_backup.add(1);
+            arrivals.waiting = None;
+            return Ok(None);
+        }
         if let Some(wire) = &self.wire {
-            let new = arrivals.waiting_bytes.is_none();
+            let new = arrivals.waiting.is_none();
             let passes = wire.with(|wire, now| {
                 if new {
                     wire.arrive(now, charge_bytes(payload));
@@ -664,13 +841,16 @@ impl PortShared {
                 wire.may_pass(now)
             });
             if let Err(time) = passes {
-                arrivals.waiting_bytes = Some(bytes);
+                arrivals.waiting = Some(Waiting {
+                    member: number,
+                    bytes,
+                });
                 return Ok(Some(Pause::Wire(time)));
             }
         }
         let sent_to = self.receive_outside(payload);
         touched.extend(sent_to.into_iter().map(|lanes| (lanes.device(), lanes)));
-        arrivals.waiting_bytes = None;
+        arrivals.waiting = None;
         Ok(None)
     }
 
@@ -694,10 +874,16 @@ impl PortShared {
 /// What the port's thread has read.
 struct Arrivals {
     payload: Vec<u8>,
-    /// Bytes of the frame in `payload`, while it waits for the wire.
-    waiting_bytes: Option<usize>,
-    /// The interface is gone.
-    failed: bool,
+    /// The frame in `payload`, while it waits for the wire.
+    waiting: Option<Waiting>,
+}
+
+/// A frame that waits for the wire.
+#[derive(Clone, Copy)]
+struct Waiting {
+    /// Number of the interface that it came from.
+    member: usize,
+    bytes: usize,
 }
 
 /// Why no more is read for now.
@@ -706,6 +892,22 @@ enum Pause {
     Empty,
     /// The wire is busy until then.
     Wire(MonotonicTime),
+}
+
+/// A RARP request of this station for itself (RFC 903), behind a header.
+fn announcement(mac: MacAddress) -> Vec<u8> {
+    const FRAME_BYTES_MIN: usize = 60;
+    let mut payload = vec![0; HEADER_BYTES];
+    payload.extend(MacAddress::BROADCAST.0);
+    payload.extend(mac.0);
+    payload.extend(RARP.to_be_bytes());
+    // Ethernet and IPv4, of 6 and 4 bytes; request reverse.
+    payload.extend([0, 1, 8, 0, 6, 4, 0, 3]);
+    payload.extend(mac.0);
+    payload.extend([0; 4]);
+    payload.extend(mac.0);
+    payload.resize(HEADER_BYTES + FRAME_BYTES_MIN, 0);
+    payload
 }
 
 /// What a header and frame are charged with on the wire.

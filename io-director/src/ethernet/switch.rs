@@ -20,6 +20,9 @@
 //! On a private port there is no uplink: what would go there only is dropped. An isolated vNIC
 //! reaches only the uplink, and of the vNICs of its port none reaches it.
 //!
+//! Of the vNICs that a group would be flooded to, only those get it that want it, as far as that is
+//! known ([`super::snoop`]).
+//!
 //! Once a vNIC names VLANs the table holds within each VLAN ([`super::vlan`]): who is not in a
 //! frame's VLAN does not get it.
 
@@ -35,8 +38,9 @@ use qos::MonotonicTime;
 use super::access_list::Mark;
 use super::policy::Policy;
 use super::rewrite::DscpEdit;
+use super::snoop::{Listeners, Snooping};
 use super::storm::Storm;
-use super::vlan::{InVlan, Membership};
+use super::vlan::{InVlan, Membership, named};
 
 /// Outside stations that are remembered at most; the oldest half goes when there are more.
 pub const LEARNED_MAX: usize = 4096;
@@ -72,6 +76,8 @@ pub struct Forward {
     pub vlan: Option<InVlan>,
     /// What the sender's access list makes of it.
     pub dscp: Option<DscpEdit>,
+    /// Of the vNICs that a flooded frame goes to, only these; `None`: all.
+    pub listeners: Option<Listeners>,
 }
 
 /// Why a frame goes nowhere.
@@ -111,6 +117,8 @@ pub enum DropReason {
     Broadcast,
     /// More to groups than the limit allows.
     Multicast,
+    /// From or to a vNIC that the operator wants down.
+    Down,
 }
 
 /// A vNIC.
@@ -131,6 +139,8 @@ pub struct Switch {
     /// Of what comes from the uplink.
     storm: Storm,
     is_private: bool,
+    /// Which vNICs want which groups.
+    snooping: Snooping,
     outside: HashMap<MacAddress, MonotonicTime>,
 }
 
@@ -145,13 +155,14 @@ impl Switch {
             uplink: Membership::uplink(port.native_vlan),
             outside: HashMap::new(),
             storm: Storm::new(port.storm),
-            is_private: port.tap.is_none(),
+            is_private: port.is_private(),
+            snooping: Snooping::default(),
         }
     }
 
     /// Adds a vNIC. The switch knows VLANs from the first one that names some.
     pub fn insert(&mut self, device: DeviceId, policy: Arc<Policy>) {
-        self.remove(device);
+        self.forget(device);
         self.by_address.insert(policy.mac, device);
         let storm = Storm::new(policy.storm);
         self.vnics.insert(device, Station { policy, storm });
@@ -160,6 +171,11 @@ impl Switch {
 
     /// Removes a vNIC: its address may be anybody's.
     pub fn remove(&mut self, device: DeviceId) {
+        self.forget(device);
+        self.snooping.remove(device);
+    }
+
+    fn forget(&mut self, device: DeviceId) {
         if let Some(vnic) = self.vnics.remove(&device) {
             self.by_address.remove(&vnic.policy.mac);
             self.look_for_vlans();
@@ -189,6 +205,9 @@ impl Switch {
                 let vnic = self.vnics.get(&device).map(|vnic| &vnic.policy);
                 let vnic = vnic.filter(|vnic| vnic.mac == from);
                 let vnic = vnic.ok_or(DropReason::ForeignSource)?;
+                if !vnic.up {
+                    return Err(DropReason::Down);
+                }
                 vnic.guard.check(header, frame)?;
                 (&vnic.membership, vnic.access_in.as_ref())
             }
@@ -217,16 +236,31 @@ impl Switch {
             self.learn(now, from);
         }
         let [first, ..] = to.0;
+        let mut listeners = None;
         let to = if first & 1 == 0 {
             self.station(source, to, vlan)?
         } else {
-            self.group(now, source, to)?
+            let group = to;
+            let to = self.group(now, source, group)?;
+            if group != MacAddress::BROADCAST {
+                let vlan = vlan.map_or_else(|| named(frame), |vlan| vlan.vlan);
+                let heard_by_all = to == Destination::Flood;
+                let look = self.snooping.look(now, source, vlan, frame, heard_by_all);
+                listeners = look.filter(|_| heard_by_all);
+            }
+            to
         };
         Ok(Forward {
             to,
             vlan,
             dscp: mark.dscp,
+            listeners,
         })
+    }
+
+    /// Whether a vNIC is one of those that a frame goes to.
+    pub(super) fn hears(&self, now: MonotonicTime, device: DeviceId, who: Listeners) -> bool {
+        self.snooping.hears(now, device, who)
     }
 
     fn group(
@@ -309,7 +343,7 @@ impl Switch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fabric_config::StormLimits;
+    use fabric_config::{InterfaceConfig, InterfaceKind, LagMode, StormLimits};
     use proptest::prelude::*;
 
     const A: DeviceId = DeviceId(1);
@@ -327,7 +361,16 @@ mod tests {
     fn port() -> EthernetPortConfig {
         EthernetPortConfig {
             port: "10/1".parse().unwrap(),
-            tap: Some("tap0".to_owned()),
+            interfaces: vec![InterfaceConfig {
+                port: "10/1".parse().unwrap(),
+                kind: InterfaceKind::Tap,
+                name: "tap0".to_owned(),
+                namespace: None,
+                bridge: None,
+                up: true,
+            }],
+            mode: LagMode::default(),
+            up: true,
             offloads: true,
             mtu: 1500,
             budget: None,

@@ -10,9 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use fabric_payload::ethernet::{HEADER_BYTES, Offloads};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::uio::writev;
 
+use super::netlink::{Interfaces, Wanted};
 use super::sys;
 
 const TUN: &str = "/dev/net/tun";
@@ -23,7 +23,7 @@ pub(super) const OFFLOADING: Offloads = Offloads {
     ..Offloads::ALL
 };
 
-/// Why a TAP interface cannot be opened; ends with the next step.
+/// Why an interface cannot be opened; ends with the next step.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// No TUN driver.
@@ -56,8 +56,39 @@ pub enum TapError {
         #[source]
         source: io::Error,
     },
+    /// It is not there.
+    #[error("interface {name} is not there; make it, or correct interface or namespace")]
+    Missing {
+        /// Its name.
+        name: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// Its bridge is not there.
+    #[error(
+        "bridge {name} is not there; make it (ip link add {name} type bridge), or correct bridge"
+    )]
+    Bridge {
+        /// Its name.
+        name: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// Its network namespace cannot be entered.
+    #[error(
+        "network namespace {namespace} cannot be entered; make it (ip netns add {namespace}), or correct namespace"
+    )]
+    Namespace {
+        /// Its name.
+        namespace: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
     /// A step failed for another reason.
-    #[error("cannot {step} of interface {name}; see dmesg, or choose another tap")]
+    #[error("cannot {step} of interface {name}; see dmesg, or choose another interface")]
     Step {
         /// Its name.
         name: String,
@@ -105,11 +136,16 @@ impl Tap {
         };
         tap.set_non_blocking()
             .map_err(|source| step(name, "set the mode", source))?;
-        let (family, kind) = (AddressFamily::Inet, SockType::Datagram);
-        let control = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)
-            .map_err(|error| step(name, "open the control socket", error.into()))?;
-        sys::set_mtu(&control, name, mtu).map_err(|source| step(name, "set the mtu", source))?;
-        sys::set_up(&control, name).map_err(|source| step(name, "set the state", source))?;
+        let interfaces = Interfaces::open();
+        let interfaces = interfaces.map_err(|source| step(name, "ask the kernel", source))?;
+        let wanted = Wanted {
+            up: Some(true),
+            mtu: Some(mtu.into()),
+            bridge: None,
+        };
+        let found = interfaces.find(name);
+        let set = found.and_then(|found| interfaces.set(found.index, wanted));
+        set.map_err(|source| step(name, "set the mtu and state", source))?;
         Ok(tap)
     }
 

@@ -20,6 +20,9 @@ use super::switch::DropReason;
 /// Bytes of a tag.
 pub(super) const TAG_BYTES: usize = 4;
 
+/// VLANs of a trunk in which its address is announced at most, the lowest.
+const ANNOUNCED_MAX: usize = 64;
+
 /// The TPID of a tag that names a VLAN.
 const CUSTOMER: u16 = 0x8100;
 /// VID of the tag control information.
@@ -115,6 +118,25 @@ impl Membership {
         Self::Trunk {
             allowed,
             native: Some(number(port_native)),
+        }
+    }
+
+    /// A frame without a tag in each VLAN, in at most [`ANNOUNCED_MAX`] of a trunk.
+    pub(super) fn announced(&self) -> Vec<InVlan> {
+        let frame = |vlan| InVlan {
+            vlan,
+            tci: None,
+            priority: 0,
+            nested: false,
+        };
+        match self {
+            Self::Access(vlan) => vec![frame(*vlan)],
+            Self::Trunk { allowed, .. } => {
+                let all = (1..=VlanId::MAX).filter_map(VlanId::new);
+                let allowed = all.filter(|vlan| allowed.contains(*vlan));
+                let allowed = allowed.take(ANNOUNCED_MAX);
+                allowed.map(|vlan| frame(vlan.number())).collect()
+            }
         }
     }
 

@@ -157,6 +157,8 @@ impl LaneClient for VnicSession {
         }
         if !self.stale.load(Ordering::Relaxed) {
             *current = Some((lanes, self.stale.clone()));
+            drop(current);
+            vnic.tell_link_anew();
         }
     }
 
@@ -176,8 +178,12 @@ impl LaneClient for VnicSession {
         self.shared.run_wire();
     }
 
-    /// Nothing waits: what found the lane blocked was dropped.
-    fn writable(&self) {}
+    /// No frame waits: what found the lane blocked was dropped. A link state may.
+    fn writable(&self) {
+        if !self.stale.load(Ordering::Relaxed) {
+            self.vnic.tell_link(None);
+        }
+    }
 
     fn down(&self, epoch: u16) {
         self.leave();

@@ -12,10 +12,13 @@ use fabric_transport::{Directory, Receipt};
 use nix::sched::{CloneFlags, unshare};
 use qos::DeviceRate;
 
+use super::super::tap::Tap;
 use super::*;
 use crate::Director;
 
 mod addresses;
+mod interfaces;
+mod link;
 mod shaping;
 mod switching;
 
@@ -81,6 +84,7 @@ fn lab(offloads: bool) -> LabConfig {
 enum Seen {
     Up(LaneSet),
     Frame(Vec<u8>),
+    Link(LinkState),
 }
 
 struct Guest {
@@ -99,8 +103,11 @@ impl LaneClient for Guest {
     fn up(&self, lanes: LaneSet) {
         self.report(Seen::Up(lanes));
     }
-    fn receive(&self, _: VirtualLane, payload: &[u8]) -> Receipt {
-        self.report(Seen::Frame(payload.to_vec()));
+    fn receive(&self, lane: VirtualLane, payload: &[u8]) -> Receipt {
+        self.report(match lane {
+            VirtualLane::TaskManagement => Seen::Link(LinkState::read(payload).unwrap()),
+            _ => Seen::Frame(payload.to_vec()),
+        });
         Receipt::Consumed
     }
     fn writable(&self) {}
@@ -133,6 +140,11 @@ impl Host {
     }
 
     fn of(lab: &LabConfig) -> Self {
+        Self::with_windows(lab, WINDOWS)
+    }
+
+    /// A host that can receive this much.
+    fn with_windows(lab: &LabConfig, windows: Windows) -> Self {
         let director = Director::start(lab).unwrap();
         let (sender, seen) = mpsc::channel();
         let devices = [A, B].map(|device| {
@@ -145,7 +157,7 @@ impl Host {
                 DeviceGrant {
                     vm: None,
                     rate: DeviceRate::best_effort(),
-                    windows: WINDOWS,
+                    windows,
                     client,
                 },
             )
@@ -167,6 +179,11 @@ impl Host {
         }
     }
 
+    /// Ends the session, so that nothing holds the port any more.
+    fn end(self) {
+        self.endpoint.close("test is over");
+    }
+
     fn send(&self, from: DeviceId, payload: &[u8]) {
         let mut frames = vec![(VirtualLane::Network, FrameBuffer::from_payload(payload))];
         // The director may take its time; the lane has room for what it has taken.
@@ -185,6 +202,20 @@ impl Host {
         loop {
             if let (device, Seen::Frame(frame)) = self.seen.recv_timeout(PATIENCE).unwrap()
                 && frame.get(HEADER_BYTES + 12..HEADER_BYTES + 14) == Some(&ETHERTYPE)
+            {
+                return (device, frame);
+            }
+        }
+    }
+
+    /// The next frame that is a test's: the kernel's own are of other stations.
+    fn seen_frame(&self) -> (DeviceId, Vec<u8>) {
+        loop {
+            if let (device, Seen::Frame(frame)) = self.seen.recv_timeout(PATIENCE).unwrap()
+                && let Some(from) = frame.get(HEADER_BYTES + 6..HEADER_BYTES + 12)
+                && [OUTSIDE, mac(A), mac(B)]
+                    .iter()
+                    .any(|known| known.0 == *from)
             {
                 return (device, frame);
             }

@@ -134,7 +134,7 @@ fn n09_frames_stay_in_their_vlan_from_guest_to_interface_and_back() {
 #[test]
 fn private_port_joins_its_vnics_and_nobody_else() {
     let mut lab = lab(true);
-    lab.ethernet_ports[0].tap = None;
+    lab.ethernet_ports[0].interfaces.clear();
     let host = Host::of(&lab);
     host.send(A, &payload(OUTSIDE, mac(A), 60));
     host.send(A, &payload(MacAddress::BROADCAST, mac(A), 61));
