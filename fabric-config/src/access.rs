@@ -1,6 +1,7 @@
 //! Access lists: what may pass a vNIC, by what a frame says of itself.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use ipnet::IpNet;
 use toml::Spanned;
 
 use crate::address::MacAddress;
-use crate::error::Problem;
+use crate::error::{ConfigError, Problem};
 use crate::raw;
 use crate::switching::VlanId;
 use crate::validate::{Result, Validator};
@@ -45,6 +46,34 @@ pub struct AccessRule {
     pub source_port: Option<RangeInclusive<u16>>,
     /// Destination port; as the source port.
     pub destination_port: Option<RangeInclusive<u16>>,
+}
+
+impl AccessRule {
+    /// The condition that `text` says in the words of a rule, `protocol=tcp destination-port=80`; its
+    /// action counts.
+    ///
+    /// # Errors
+    /// What is wrong with it, on one line.
+    pub fn of_filter(text: &str) -> std::result::Result<Self, String> {
+        let wrong = |problem: &dyn fmt::Display| format!("filter {text:?}: {problem}");
+        let mut words = toml::Table::new();
+        for word in text.split_whitespace() {
+            let next = "write conditions like protocol=tcp destination-port=80";
+            let (key, value) = word.split_once('=').ok_or_else(|| wrong(&next))?;
+            let number = value.parse().ok().filter(|_| key == "vlan");
+            let value = number.map_or_else(|| value.into(), toml::Value::Integer);
+            words.insert(key.to_owned(), value);
+        }
+        words.insert("action".to_owned(), "count".into());
+        let file = toml::to_string(&words).map_err(|error| wrong(&error))?;
+        let rule: Spanned<raw::AccessRule> =
+            toml::from_str(&file).map_err(|error| wrong(&error.message().replace('\n', ", ")))?;
+        let rule = Validator::new(&file).access_rule("filter", &rule);
+        rule.map_err(|error| match error {
+            ConfigError::Invalid { problem, .. } => wrong(&problem),
+            other => wrong(&other),
+        })
+    }
 }
 
 /// What becomes of a frame.
@@ -88,7 +117,7 @@ impl AccessProtocol {
             digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
                 Self::Ip(digits.parse().ok()?)
             }
-            _ => return None,
+            hexadecimal => Self::Ethernet(ether_type(hexadecimal)?),
         })
     }
 
@@ -226,6 +255,14 @@ impl Validator<'_> {
         self.require(object, &raw.action, fits, || Problem::AccessMarkWords)?;
         Ok(action)
     }
+}
+
+/// `0x88cc`: below 0x600 it would be a length (IEEE 802.3 section 3.2.6).
+fn ether_type(text: &str) -> Option<u16> {
+    let digits = text.strip_prefix("0x")?;
+    let digits = (digits.len() == 4 && !digits.starts_with('+')).then_some(digits)?;
+    let number = u16::from_str_radix(digits, 16).ok()?;
+    (number >= 0x600).then_some(number)
 }
 
 fn port_range(text: &str) -> Option<RangeInclusive<u16>> {

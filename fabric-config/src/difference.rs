@@ -349,6 +349,8 @@ impl Change {
                 let native = (&before.native_vlan, &after.native_vlan);
                 compared.word("native-vlan", native, fixed);
                 compared.word("limits", (&before.storm, &after.storm), fixed);
+                let mirrors = (&before.mirror_to, &after.mirror_to);
+                compared.word("mirror-to", mirrors, Rule::Live);
             }
             (Object::SanPort(before), Object::SanPort(after)) => {
                 let fixed = Rule::Fixed(Keeper::Director, EMPTY_PORT);
@@ -397,6 +399,8 @@ impl Change {
                 let addresses = (&before.static_address, &after.static_address);
                 compared.word("addr-type", addresses, Rule::Live);
                 vnic_policy(&mut compared, before, after);
+                let mirrors = (&before.mirror_to, &after.mirror_to);
+                compared.word("mirror-to", mirrors, Rule::Live);
                 let (was, is) = (
                     (&before.ingress, &before.ingress_policy),
                     (&after.ingress, &after.ingress_policy),

@@ -382,8 +382,8 @@ pub enum Problem {
     },
     /// A protocol that is not known.
     #[error(
-        "protocol {text:?} is not known; write arp, ipv4, ipv6, icmp, icmp6, tcp, udp, sctp or a \
-        number of IP"
+        "protocol {text:?} is not known; write arp, ipv4, ipv6, icmp, icmp6, tcp, udp, sctp, a \
+        number of IP, or an EtherType like 0x88cc"
     )]
     AccessProtocol {
         /// What was given.
@@ -401,6 +401,15 @@ pub enum Problem {
     /// A rule that no frame meets.
     #[error("source, destination and protocol are of different IP versions; write a rule for each")]
     AccessNever,
+    /// A mirror to a vNIC that is not there.
+    #[error("no vnic is named {name:?}; write the name of one of this file, like vn01.vm1")]
+    NoSuchVnic {
+        /// The name.
+        name: String,
+    },
+    /// A mirror to the vNIC itself.
+    #[error("mirror-to names the vnic itself; name another one")]
+    MirrorToItself,
     /// An access list that is not there.
     #[error("there is no access-list {name:?}; add an [[access-list]] with this name")]
     NoSuchAccessList {

@@ -55,10 +55,11 @@
 //! native-vlan = 1                    # of frames without a tag; default: one without a number
 //! broadcast-limit = 10000            # default: frames a second from outside to all stations
 //! multicast-limit = 100000           # default: the same to other groups
+//! mirror-to = "vn02.vm2"             # a vNIC that gets copies of what is at the interface; default: none
 //! [[ethernet-port]]
 //! port = "10/2"
 //! private = true                     # no interface: its vNICs reach each other only. Other keys:
-//!                                    # state, mtu and native-vlan
+//!                                    # state, mtu, native-vlan and mirror-to
 //! [[ethernet-port]]
 //! port = "11/1"                      # of a LAG: its own words are these, mtu, offloads and rate
 //! tap = "lag0"
@@ -149,6 +150,8 @@
 //! addresses = ["10.0.0.5", "fd00::/64"]  # all that it may send from; default: anything
 //! access-in = "web"                  # what it may send; default: no list
 //! access-out = "web"                 # what it may receive; default: no list
+//! mirror-to = "vn02.vm2"             # a vNIC that gets copies of what it sends and receives; default:
+//!                                    # none
 //! trusted = false                    # default; true: it may be a DHCP server and a router
 //! broadcast-limit = 10000            # default: frames a second that it may send to all stations
 //! multicast-limit = 100000           # default: the same to other groups
@@ -219,11 +222,15 @@
 //!
 //! A rule of an access list meets a frame of which all that it says is true: `source-mac`,
 //! `destination-mac`, `vlan` (the frame's VLAN; on a port that knows none, its first tag), `protocol`
-//! (arp, ipv4, ipv6, icmp, icmp6, tcp, udp, sctp or a number), `source`, `destination`, and with
+//! (arp, ipv4, ipv6, icmp, icmp6, tcp, udp, sctp, a number, or an EtherType: 0x88cc), `source`, `destination`, and with
 //! tcp, udp and sctp `source-port` and `destination-port`. The first that says allow or deny decides;
 //! mark and count go on. Lists keep no state, and deny as default is also for ARP. Where it cannot be
 //! said whether a frame meets a rule that would decide, as of a later fragment, which has no
 //! ports, it is dropped.
+//!
+//! Mirrored copies are charged to the vNIC that gets them and pass none of its checks; its guest has to
+//! listen to all addresses. Copies are not mirrored again, and what the vNIC sent itself is not copied
+//! to it.
 //!
 //! A limit lets a tenth of a second's frames, at least 64, pass at once.
 //!
@@ -581,6 +588,8 @@ pub struct VnicConfig {
     pub access_out: Option<Arc<AccessListConfig>>,
     /// What passes from it.
     pub storm: StormLimits,
+    /// Name of the vNIC, another one, that gets copies of what it sends and receives.
+    pub mirror_to: Option<String>,
     /// What the guest sends: the words in force.
     pub ingress: DeviceRate,
     /// The policy they are of, if any.

@@ -35,6 +35,9 @@ pub struct EthernetPortConfig {
     pub native_vlan: Option<VlanId>,
     /// What passes from outside.
     pub storm: StormLimits,
+    /// Name of the vNIC that gets copies of what is at the interface, or, of a private network, of what
+    /// its vNICs send.
+    pub mirror_to: Option<String>,
 }
 
 /// An interface of the machine behind an Ethernet port.
@@ -166,6 +169,7 @@ impl Validator<'_> {
                 raw.broadcast_limit.as_ref(),
                 raw.multicast_limit.as_ref(),
             )?,
+            mirror_to: raw.mirror_to.as_ref().map(|to| to.get_ref().clone()),
         })
     }
 
@@ -250,6 +254,7 @@ impl Validator<'_> {
                 raw.broadcast_limit.as_ref(),
                 raw.multicast_limit.as_ref(),
             )?,
+            mirror_to: None,
         })
     }
 
@@ -265,6 +270,7 @@ impl Validator<'_> {
             ("native-vlan", raw.native_vlan.is_some()),
             ("broadcast-limit", raw.broadcast_limit.is_some()),
             ("multicast-limit", raw.multicast_limit.is_some()),
+            ("mirror-to", raw.mirror_to.is_some()),
         ];
         for (key, there) in words {
             let problem = || Problem::MemberWith { key, lag };

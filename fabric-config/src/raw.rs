@@ -146,6 +146,7 @@ pub(crate) struct EthernetPort {
     pub(crate) native_vlan: Option<Spanned<u16>>,
     pub(crate) broadcast_limit: Option<Spanned<u32>>,
     pub(crate) multicast_limit: Option<Spanned<u32>>,
+    pub(crate) mirror_to: Option<Text>,
 }
 
 /// Ports that are one.
@@ -330,6 +331,7 @@ pub(crate) struct Vnic {
     pub(crate) trusted: bool,
     pub(crate) access_in: Option<Text>,
     pub(crate) access_out: Option<Text>,
+    pub(crate) mirror_to: Option<Text>,
     pub(crate) broadcast_limit: Option<Spanned<u32>>,
     pub(crate) multicast_limit: Option<Spanned<u32>>,
     pub(crate) ingress: Option<Spanned<Rate>>,

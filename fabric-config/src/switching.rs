@@ -7,6 +7,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use toml::Spanned;
 
+use crate::HostConfig;
 use crate::address::PortName;
 use crate::error::Problem;
 use crate::raw;
@@ -149,6 +150,34 @@ impl Validator<'_> {
             broadcast: limit("broadcast-limit", broadcast, default.broadcast)?,
             multicast: limit("multicast-limit", multicast, default.multicast)?,
         })
+    }
+
+    /// Refuses mirrors to vNICs that are not there, and to the mirrored vNIC itself.
+    pub(crate) fn mirrors(&self, raw: &raw::Lab, hosts: &[HostConfig]) -> Result<()> {
+        let known = |to: &str| {
+            let mut vnics = hosts.iter().flat_map(HostConfig::vnics);
+            vnics.any(|vnic| vnic.name == to)
+        };
+        let no_such = |to: &raw::Text| Problem::NoSuchVnic {
+            name: to.get_ref().clone(),
+        };
+        for port in &raw.ethernet_port {
+            if let Some(to) = &port.mirror_to {
+                let object = format!("ethernet-port {}", port.port.get_ref());
+                self.require(&object, to, known(to.get_ref()), || no_such(to))?;
+            }
+        }
+        for vm in raw.host.iter().flat_map(|host| &host.vm) {
+            for vnic in &vm.vnic {
+                let Some(to) = &vnic.mirror_to else { continue };
+                let name = format!("{}.{}", vnic.name.get_ref(), vm.name.get_ref());
+                let object = format!("vnic {name}");
+                self.require(&object, to, known(to.get_ref()), || no_such(to))?;
+                let itself = *to.get_ref() == name;
+                self.require(&object, to, !itself, || Problem::MirrorToItself)?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn isolated(

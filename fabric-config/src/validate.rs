@@ -75,22 +75,29 @@ pub(crate) struct Validator<'a> {
     pub(crate) boot_dir: Option<PathBuf>,
 }
 
+impl<'a> Validator<'a> {
+    /// Of a `text` of which nothing is known yet.
+    pub(crate) fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            links: LinkSecurity::default(),
+            policies: PolicyCatalog::default(),
+            ethernet_ports: Vec::new(),
+            access_lists: AccessLists::new(),
+            san_ports: Vec::new(),
+            luns: Vec::new(),
+            device_ids: Owners::default(),
+            macs: Owners::default(),
+            wwpns: Owners::default(),
+            vm_names: Owners::default(),
+            addresses: Owners::default(),
+            boot_dir: None,
+        }
+    }
+}
+
 pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
-    let mut validator = Validator {
-        text,
-        links: LinkSecurity::default(),
-        policies: PolicyCatalog::default(),
-        ethernet_ports: Vec::new(),
-        access_lists: AccessLists::new(),
-        san_ports: Vec::new(),
-        luns: Vec::new(),
-        device_ids: Owners::default(),
-        macs: Owners::default(),
-        wwpns: Owners::default(),
-        vm_names: Owners::default(),
-        addresses: Owners::default(),
-        boot_dir: None,
-    };
+    let mut validator = Validator::new(text);
     validator.links = validator.link_security(raw.insecure, raw.tls.as_ref())?;
     let director_name = validator.name("director", &raw.director.name)?;
     let object = format!("director {director_name}");
@@ -118,6 +125,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
     for host in &raw.host {
         hosts.push(validator.host(host, &downlinks, &mut host_names)?);
     }
+    validator.mirrors(&raw, &hosts)?;
     let edge_switches = validator.edge_switches(&raw.edge_switch, &hosts)?;
     let Validator {
         links,
@@ -787,6 +795,7 @@ impl Validator<'_> {
                 raw.broadcast_limit.as_ref(),
                 raw.multicast_limit.as_ref(),
             )?,
+            mirror_to: raw.mirror_to.as_ref().map(|to| to.get_ref().clone()),
             ingress,
             ingress_policy,
             egress,

@@ -8,5 +8,6 @@
 //! back. Everything is little-endian unless a SCSI standard says otherwise.
 #![forbid(unsafe_code)]
 
+pub mod checksum;
 pub mod ethernet;
 pub mod scsi;

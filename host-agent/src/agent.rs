@@ -27,6 +27,7 @@ use vhba_backend::VhbaDevice;
 use vhost_user_session::{Session, SessionConfig, SessionHandle, SocketSource, VirtioDevice};
 use vnic_backend::VnicDevice;
 
+use crate::counters::HostCounters;
 use crate::embedded::EmbeddedDirector;
 use crate::guest_link::{GuestLink, monitor_path};
 use crate::plug::Plugs;
@@ -52,8 +53,8 @@ pub struct HostAgent {
 #[derive(Debug)]
 struct Served {
     session: SessionHandle,
-    /// Of a vNIC; held for its end.
-    _link: Option<GuestLink>,
+    /// If it is one, with what tells its guest of its link.
+    vnic: Option<(Arc<VnicDevice>, GuestLink)>,
 }
 
 impl std::fmt::Debug for HostAgent {
@@ -143,21 +144,18 @@ impl Device {
         if let (Some(vhba), Some(director)) = (&self.vhba, director) {
             vhba.set_direct_target(director.direct_target(self.fabric.id));
         }
-        let link = self
-            .vnic
-            .map(|(vnic, monitor)| GuestLink::start(vnic, monitor));
-        let link = link.transpose();
-        let link = link.with_context(|| format!("{} cannot start a thread", self.name))?;
+        let vnic = self.vnic.map(|(vnic, monitor)| {
+            GuestLink::start(vnic.clone(), monitor).map(|link| (vnic, link))
+        });
+        let vnic = vnic
+            .transpose()
+            .with_context(|| format!("{} cannot start a thread", self.name))?;
         let socket = socket_path(host, &self.name);
         let mut config = SessionConfig::new(SocketSource::path(&socket));
         config.allow_unsealed_memory = allow_unsealed_memory;
         let session = Session::start(self.virtio, config)
             .with_context(|| format!("{} cannot be served on {}", self.name, socket.display()))?;
-        let served = Served {
-            session,
-            _link: link,
-        };
-        Ok((served, self.fabric))
+        Ok((Served { session, vnic }, self.fabric))
     }
 }
 
@@ -238,7 +236,7 @@ impl HostAgent {
         })
     }
 
-    /// What a monitor answers for: the scheduler of the uplink, and what an embedded director has.
+    /// What a monitor answers for: the scheduler of the uplink, the counters of its vNICs, and what an embedded director has.
     /// Dropped before the agent.
     #[must_use]
     pub fn watched(&self) -> Watched {
@@ -246,6 +244,10 @@ impl HostAgent {
         let mut watched = director.map(Director::watched).unwrap_or_default();
         watched.hops.insert(0, self.link.clone());
         watched.devices = Some(self.view.clone());
+        let served = self.served();
+        let vnics = served.values().filter_map(|device| device.vnic.as_ref());
+        let counters = Arc::new(HostCounters::new(vnics.map(|(vnic, _)| vnic)));
+        watched.counters.insert(0, counters);
         watched
     }
 

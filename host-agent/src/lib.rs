@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod counters;
 mod embedded;
 mod guest_link;
 mod plug;

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use qos_monitor::counters::{CountingEnd, ObjectCounters};
+
 use crate::ethernet::DropReason;
 
 /// One count; wraps after 2^64.
@@ -35,6 +37,23 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// As users of `ethtool -S` expect them ([`qos_monitor::counters`]).
+    #[must_use]
+    pub fn for_operator(self) -> ObjectCounters {
+        let name: fn(&str) -> String = match self.object.split(' ').collect::<Vec<_>>().as_slice() {
+            ["vnic", _] => of_guest,
+            ["ethernet-port", _] => of_interface,
+            ["vnic", ..] => |name| name.replace("frames", "packets"),
+            _ => str::to_owned,
+        };
+        let counts = self.counts.iter();
+        ObjectCounters {
+            counts: counts.map(|(known, count)| (name(known), *count)).collect(),
+            object: self.object,
+            end: CountingEnd::Director,
+        }
+    }
+
     /// The count called `name`.
     #[must_use]
     pub fn count(&self, name: &str) -> Option<u64> {
@@ -42,6 +61,31 @@ impl Snapshot {
             .iter()
             .find(|(known, _)| *known == name)
             .map(|(_, count)| *count)
+    }
+}
+
+/// What a guest would call a counter of its vNIC, which looks from the fabric.
+fn of_guest(name: &str) -> String {
+    let name = name.replace("frames", "packets");
+    let name = name.strip_prefix("port_").map_or(name.clone(), |of_port| {
+        // Only what the guest sends waits for a port.
+        format!("tx_port_{of_port}")
+    });
+    match name.as_str() {
+        "link_up" => name,
+        "dropped_blocked" | "dropped_down" | "dropped_copies" => format!("rx_{name}"),
+        name if name.starts_with("dropped_") => format!("tx_{name}"),
+        name => name.replace("ingress_", "tx_").replace("egress_", "rx_"),
+    }
+}
+
+/// What a counter of a port is called where `ethtool -S` shows an interface.
+fn of_interface(name: &str) -> String {
+    let name = name.replace("frames", "packets");
+    match name.as_str() {
+        "dropped_full" | "dropped_refused" | "dropped_oversize" => format!("tx_{name}"),
+        name if name.starts_with("dropped_") => format!("rx_{name}"),
+        name => name.replace("received_", "rx_").replace("sent_", "tx_"),
     }
 }
 
@@ -86,11 +130,11 @@ counters! {
         dropped_own_destination,
         /// From the guest: in a VLAN that is not its own, or not the destination's.
         dropped_vlan,
-        /// From or to the guest: with a second VLAN tag where one must go.
+        /// From the guest: with a second VLAN tag where one must go.
         dropped_double_tag,
-        /// From or to the guest: a check would have to read what it cannot.
+        /// From the guest: a check would have to read what it cannot.
         dropped_unreadable,
-        /// From or to the guest: an access list denies it.
+        /// From the guest: its access list denies it.
         dropped_access,
         /// From the guest: an IP, ARP or Neighbour Discovery address that is not its own.
         dropped_address,
@@ -104,11 +148,25 @@ counters! {
         dropped_multicast,
         /// From the guest: to a station that is not on its private port.
         dropped_not_here,
+        /// To the guest: with a second VLAN tag where one must go.
+        egress_dropped_double_tag,
+        /// To the guest: its access list would have to read what it cannot.
+        egress_dropped_unreadable,
+        /// To the guest: its access list denies it.
+        egress_dropped_access,
+        /// To the guest: with its VLAN tag longer than a frame may be.
+        egress_dropped_oversize,
+        /// To the guest: header that cannot be.
+        egress_dropped_malformed,
         /// To the guest: its lane is blocked. It has no credit, as its back end takes no frames, or
         /// its queue to the host is full, at 5 ms of its peak rate or less.
         dropped_blocked,
         /// To the guest: not attached. From or to it: the operator wants the vNIC down.
         dropped_down,
+        /// To the guest: copies of what others send and receive, among its frames.
+        egress_copies,
+        /// To the guest: copies that had no room, or found it not attached.
+        dropped_copies,
         /// Frames of a session that was replaced.
         dropped_stale,
         /// From the guest: waited for the port when the session ended.
@@ -163,8 +221,12 @@ counters! {
     PortCounters {
         /// Frames read from the TAP.
         received_frames,
+        /// Their bytes, without header.
+        received_bytes,
         /// Frames written to the TAP.
         sent_frames,
+        /// Their bytes, without header.
+        sent_bytes,
         /// From the backup of a LAG: what it hears, the active port hears too.
         dropped_backup,
         /// To the TAP: its queue is full.
@@ -181,8 +243,10 @@ counters! {
         dropped_not_here,
         /// From the TAP: in no VLAN, or not in that of the station that it is for.
         dropped_vlan,
-        /// From or to the TAP: with a second VLAN tag where one must go.
+        /// From the TAP: with a second VLAN tag where one must go.
         dropped_double_tag,
+        /// To the TAP: with a second VLAN tag where one must go.
+        sent_dropped_double_tag,
         /// To the TAP: with its VLAN tag longer than a frame may be.
         dropped_oversize,
         /// From the TAP: more to all stations than the limit allows.
@@ -193,7 +257,7 @@ counters! {
 }
 
 impl VnicCounters {
-    /// Counts a frame from or to the guest that the switch dropped.
+    /// Counts a frame from the guest that the switch dropped.
     pub(crate) fn dropped(&self, reason: DropReason) {
         let counter = match reason {
             DropReason::ForeignSource => &self.dropped_foreign_source,
@@ -217,10 +281,22 @@ impl VnicCounters {
         };
         counter.add(1);
     }
+
+    /// Counts a frame to the guest that its policy dropped.
+    pub(crate) fn dropped_to_guest(&self, reason: DropReason) {
+        let counter = match reason {
+            DropReason::DoubleTag => &self.egress_dropped_double_tag,
+            DropReason::Unreadable => &self.egress_dropped_unreadable,
+            DropReason::Access => &self.egress_dropped_access,
+            DropReason::Oversize => &self.egress_dropped_oversize,
+            _ => &self.egress_dropped_malformed,
+        };
+        counter.add(1);
+    }
 }
 
 impl PortCounters {
-    /// Counts a frame from or to the TAP that the switch dropped.
+    /// Counts a frame from the TAP that the switch dropped.
     pub(crate) fn dropped(&self, reason: DropReason) {
         let counter = match reason {
             DropReason::OwnSource => &self.dropped_own_source,
@@ -241,6 +317,15 @@ impl PortCounters {
             | DropReason::Access
             | DropReason::Down
             | DropReason::ChecksumInHeader => &self.dropped_malformed,
+        };
+        counter.add(1);
+    }
+
+    /// Counts a frame to the TAP that cannot leave.
+    pub(crate) fn dropped_to_interface(&self, reason: DropReason) {
+        let counter = match reason {
+            DropReason::DoubleTag => &self.sent_dropped_double_tag,
+            _ => &self.dropped_oversize,
         };
         counter.add(1);
     }
@@ -337,5 +422,48 @@ counters! {
         failed,
         /// Times that the target went away, or was tried in vain.
         outages,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(snapshot: Snapshot) -> Vec<String> {
+        snapshot.for_operator().counts.into_keys().collect()
+    }
+
+    #[test]
+    fn names_are_those_of_ethtool_and_none_is_another_s() {
+        let vnic = VnicCounters::default().snapshot("vnic vn01.vm1".to_owned());
+        let count = vnic.counts.len();
+        let vnic = names(vnic);
+        assert_eq!(vnic.len(), count);
+        for name in [
+            "tx_packets",
+            "rx_bytes",
+            "tx_dropped_access",
+            "rx_dropped_access",
+            "rx_dropped_blocked",
+            "tx_dropped_session_ended",
+        ] {
+            assert!(vnic.iter().any(|known| known == name), "{name}: {vnic:?}");
+        }
+        assert!(vnic.iter().all(|name| name.starts_with(['r', 't'])));
+        let port = PortCounters::default().snapshot("ethernet-port 10/1".to_owned());
+        let count = port.counts.len();
+        let port = names(port);
+        assert_eq!(port.len(), count);
+        for name in [
+            "rx_packets",
+            "tx_bytes",
+            "tx_dropped_full",
+            "rx_dropped_vlan",
+        ] {
+            assert!(port.iter().any(|known| known == name), "{name}: {port:?}");
+        }
+        let rule = "vnic vn01.vm1 access-in web rule 1".to_owned();
+        let rule = AccessCounters::default().snapshot(rule);
+        assert_eq!(names(rule), ["bytes", "packets"]);
     }
 }

@@ -5,13 +5,13 @@ mod apply;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
 use fabric_bypass::{DirectSession, DirectTarget};
 use fabric_config::{
-    EdgeSwitchConfig, HostConfig, LabConfig, LinkSecurity, PortName, VhbaConfig, VmConfig,
-    VnicConfig,
+    EdgeSwitchConfig, HostConfig, LabConfig, LinkSecurity, ObjectId, PortName, VhbaConfig,
+    VmConfig, VnicConfig,
 };
 use fabric_transport::acceptor::{Acceptor, Admission};
 use fabric_transport::control::Windows;
@@ -21,10 +21,13 @@ use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
 use fabric_transport::link::{Link, LinkAddress, LinkOptions, TlsError};
 use fabric_transport::{DeviceId, Directory, LaneClient};
 use qos::{AdmissionError, DeviceRate, LinkBudget};
+use qos_monitor::counters::{Counters, ObjectCounters};
+use qos_monitor::frames::Capture;
+use qos_monitor::network::{FramesOf, FramesWanted, Network};
 use qos_monitor::{Hop, LinkHop, Watched};
 
 use crate::counters::Snapshot;
-use crate::ethernet::{self, EthernetPort, TapError};
+use crate::ethernet::{self, EthernetPort, MirrorTarget, TapError};
 use crate::san::{self, ClientError, Lun, LunWatch, SanObjects, SanPort, SanView, Vhba, VhbaError};
 
 pub use apply::Prepared;
@@ -216,6 +219,9 @@ impl Director {
                 port.add(vm, vnic);
             }
         }
+        for (object, error) in state.set_mirrors(config) {
+            tracing::error!(?object, %error, "nothing is mirrored");
+        }
         let hosts = config.hosts.iter();
         let downlinks = hosts.map(|host| (host.name.clone(), host.downlink.clone()));
         state.downlinks.extend(downlinks);
@@ -392,9 +398,12 @@ impl Director {
     /// director, whose files it holds.
     #[must_use]
     pub fn watched(&self) -> Watched {
+        let view = Arc::new(DirectorView(Arc::downgrade(&self.books)));
         Watched {
             hops: self.hops(),
             storage: Some(Arc::new(self.san_view())),
+            network: Some(view.clone()),
+            counters: vec![view],
             ..Watched::default()
         }
     }
@@ -413,13 +422,82 @@ impl Director {
     /// The counters of all ports, logical units and devices.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Snapshot> {
-        let state = self.books.read();
-        let ports = state.ethernet_ports.values();
+        self.books.read().snapshot()
+    }
+}
+
+/// What the operator is told of a director, as long as there is one.
+struct DirectorView(Weak<Books>);
+
+impl Network for DirectorView {
+    fn start_capture(&self, wanted: &FramesWanted) -> Result<Box<dyn Capture>, String> {
+        let books = self.0.upgrade();
+        let books = books.ok_or_else(|| "the director stops".to_owned())?;
+        let state = books.read();
+        let ports = &state.ethernet_ports;
+        match &wanted.of {
+            FramesOf::Port(name) => {
+                let mut named = ports.iter();
+                let port = named.find(|(port, _)| port.to_string() == *name);
+                let port = port.ok_or_else(|| {
+                    let known: Vec<_> = ports.keys().map(PortName::to_string).collect();
+                    format!("no ethernet-port is named {name:?}: there are {known:?}")
+                })?;
+                Ok(port.1.start_capture(wanted))
+            }
+            FramesOf::Vnic(name) => {
+                let mut ports = ports.values();
+                let capture = ports.find_map(|port| port.start_vnic_capture(name, wanted));
+                capture.ok_or_else(|| {
+                    let ports = state.ethernet_ports.values();
+                    let known: Vec<_> = ports.flat_map(|port| port.vnic_names()).collect();
+                    format!("no vnic is named {name:?}: there are {known:?}")
+                })
+            }
+        }
+    }
+}
+
+impl Counters for DirectorView {
+    fn counters(&self) -> Vec<ObjectCounters> {
+        let books = self.0.upgrade();
+        let snapshots = books.map(|books| books.read().snapshot());
+        let snapshots = snapshots.into_iter().flatten();
+        snapshots.map(Snapshot::for_operator).collect()
+    }
+}
+
+impl State {
+    /// Has copies go where `config` says. Returns what cannot be, by object.
+    fn set_mirrors(&self, config: &LabConfig) -> Vec<(ObjectId, io::Error)> {
+        let target = |name: &Option<String>| -> Option<MirrorTarget> {
+            let name = name.as_ref()?;
+            let mut ports = self.ethernet_ports.values();
+            ports.find_map(|port| port.mirror_target(name))
+        };
+        let of_ports = config.ethernet_ports.iter().map(|port| {
+            let id = ObjectId::EthernetPort(port.port);
+            (id, port.port, None, &port.mirror_to)
+        });
+        let of_vnics = vnics(config).map(|(_, _, vnic)| {
+            let id = ObjectId::Vnic(vnic.id);
+            (id, vnic.port, Some(vnic.id), &vnic.mirror_to)
+        });
+        let failed = of_ports.chain(of_vnics).filter_map(|(id, port, vnic, to)| {
+            let port = self.ethernet_ports.get(&port)?;
+            let set = port.set_mirror(vnic, target(to).as_ref());
+            Some((id, set.err()?))
+        });
+        failed.collect()
+    }
+
+    fn snapshot(&self) -> Vec<Snapshot> {
+        let ports = self.ethernet_ports.values();
         ports
             .flat_map(|port| port.snapshot())
-            .chain(state.luns.values().filter_map(|lun| lun.snapshot()))
-            .chain(state.vhbas.values().map(|vhba| vhba.snapshot()))
-            .chain(state.vhbas.values().flat_map(|vhba| vhba.lun_snapshots()))
+            .chain(self.luns.values().filter_map(|lun| lun.snapshot()))
+            .chain(self.vhbas.values().map(|vhba| vhba.snapshot()))
+            .chain(self.vhbas.values().flat_map(|vhba| vhba.lun_snapshots()))
             .collect()
     }
 }

@@ -23,6 +23,7 @@
 //! not know QEMU, virtqueues or profiles. `unsafe` is in `ethernet::sys` and
 //! `san::pass_through::sg::sys`.
 
+mod capture_queue;
 pub mod counters;
 mod credit;
 pub mod director;

@@ -64,7 +64,7 @@ pub const SAN_BOOT_PACKAGES: [Package; 8] = [
 ];
 
 /// All that guests and suites need beyond a Rust toolchain.
-pub const PACKAGES: [Package; 13] = [
+pub const PACKAGES: [Package; 14] = [
     package("qemu-system-x86", "qemu-system-x86_64", "runs the guests"),
     package("kmod", "depmod", "orders the guest's kernel modules"),
     package("busybox-static", "busybox", "shell of the guests"),
@@ -87,7 +87,8 @@ pub const PACKAGES: [Package; 13] = [
         "makes and checks btrfs on LUNs of suites",
     ),
     package("tgt", "tgtd", "iSCSI target of suites"),
-    package("tshark", "tshark", "decodes captured SCSI commands"),
+    package("tshark", "tshark", "decodes captured frames and commands"),
+    package("tcpdump", "tcpdump", "reads captured frames"),
     package("sg3-utils", "sg_inq", "SCSI commands in guests"),
     package(
         "libiscsi-bin",

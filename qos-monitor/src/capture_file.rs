@@ -1,4 +1,4 @@
-//! A capture as a file that Wireshark opens: pcapng with Fibre Channel frames (LINKTYPE_FC_2).
+//! A capture as a file that Wireshark opens: pcapng with Fibre Channel or Ethernet frames.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -15,12 +15,20 @@ use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeade
 use pcap_file::pcapng::{PcapNgBlock, PcapNgWriter};
 use pcap_file::{DataLink, Endianness, PcapError};
 
-use crate::storage::{CaptureInterface, Captured, CapturedFrame};
+use crate::frames::{CaptureInterface, Captured, CapturedFrame, FrameDirection, FrameKind};
 
 /// `if_tsresol`: times are in units of 10^-9 seconds.
 const NANOSECONDS: u8 = 9;
 
-/// Writes one capture of one vHBA.
+/// `epb_flags`: the direction, in its lowest two bits.
+const fn flags(direction: FrameDirection) -> u32 {
+    match direction {
+        FrameDirection::Inbound => 1,
+        FrameDirection::Outbound => 2,
+    }
+}
+
+/// Writes one capture of one vHBA, vNIC or port.
 pub struct CaptureFile<W: Write> {
     writer: PcapNgWriter<W>,
     last_nanos: u64,
@@ -41,10 +49,13 @@ impl<W: Write> CaptureFile<W> {
         };
         let mut writer = PcapNgWriter::with_section_header(out, section).map_err(failed)?;
         let block = InterfaceDescriptionBlock {
-            linktype: DataLink::FC_2,
+            linktype: match interface.kind {
+                FrameKind::FibreChannel => DataLink::FC_2,
+                FrameKind::Ethernet => DataLink::ETHERNET,
+            },
             snaplen: interface.snap_bytes,
             options: vec![
-                InterfaceDescriptionOption::IfName(interface.vhba.clone().into()),
+                InterfaceDescriptionOption::IfName(interface.name.clone().into()),
                 InterfaceDescriptionOption::IfDescription(interface.description.clone().into()),
                 InterfaceDescriptionOption::IfTsResol(NANOSECONDS),
             ],
@@ -110,6 +121,7 @@ impl<W: Write> std::fmt::Debug for CaptureFile<W> {
 fn packet(frame: &CapturedFrame) -> EnhancedPacketBlock<'_> {
     let comment = frame.comment.as_deref();
     let comment = comment.map(|comment| EnhancedPacketOption::Comment(comment.into()));
+    let direction = frame.direction.map(flags).map(EnhancedPacketOption::Flags);
     let dropped =
         (frame.dropped_before > 0).then_some(EnhancedPacketOption::DropCount(frame.dropped_before));
     EnhancedPacketBlock {
@@ -117,7 +129,11 @@ fn packet(frame: &CapturedFrame) -> EnhancedPacketBlock<'_> {
         timestamp: Duration::from_nanos(frame.at_nanos),
         original_len: frame.original_bytes,
         data: (&frame.bytes).into(),
-        options: comment.into_iter().chain(dropped).collect(),
+        options: comment
+            .into_iter()
+            .chain(direction)
+            .chain(dropped)
+            .collect(),
     }
 }
 

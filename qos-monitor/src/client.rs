@@ -8,13 +8,15 @@ use std::time::Duration;
 use fabric_config::Report;
 use serde::de::DeserializeOwned;
 
+use crate::counters::ObjectCounters;
 use crate::devices_of_host::DeviceState;
+use crate::frames::{CaptureInterface, Captured};
+use crate::network::FramesOf;
 use crate::protocol::{
     Answer, CaptureFollows, DeviceSla, HopState, LastDecisions, PathChanged, Request, SessionPaths,
     TraceFollows,
 };
-
-use crate::storage::{CaptureInterface, CaptureWanted, Captured, LunState, VhbaState};
+use crate::storage::{CaptureWanted, LunState, VhbaState};
 
 /// How long an answer may take: a large trace of a busy process.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -161,6 +163,14 @@ impl Client {
         self.ask(&Request::Switchover { hop, link })
     }
 
+    /// What was counted.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn counters(&mut self) -> Result<Vec<ObjectCounters>, ClientError> {
+        self.ask(&Request::Counters {})
+    }
+
     /// The logical units.
     ///
     /// # Errors
@@ -192,8 +202,28 @@ impl Client {
         })
     }
 
+    /// Begins a capture of Ethernet frames; it ends with the connection, or with the next capture.
+    /// `filters` are as of [`of_filter`](fabric_config::AccessRule::of_filter).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn start_frames(
+        &mut self,
+        of: &FramesOf,
+        filters: &[String],
+        snap_bytes: u32,
+        frames_per_second: u32,
+    ) -> Result<CaptureInterface, ClientError> {
+        self.ask(&Request::StartFrames {
+            of: of.clone(),
+            filters: filters.to_vec(),
+            snap_bytes,
+            frames_per_second,
+        })
+    }
+
     /// What was captured since it was last taken. Who waits for longer than 100 ms loses frames of
-    /// a busy vHBA.
+    /// a busy device.
     ///
     /// # Errors
     /// [`ClientError`].

@@ -4,6 +4,7 @@
 //! hops (host uplink, director downlinks, ports) ──snapshot──> Sampler: SLA meters, alarms in the log
 //!                                               ──trace─────> control socket <── orimono-qos
 //! logical units and vHBAs (Storage)             ──counters, capture──> the same socket
+//! vNICs and ports (Counters, Network)           ──counters, capture──> the same socket
 //! ```
 //!
 //! | module | what it holds |
@@ -13,9 +14,12 @@
 //! | [`monitor`] | the one thread that samples and answers |
 //! | [`protocol`] | requests and answers of the control socket |
 //! | [`recording`] | a trace as a file |
+//! | [`counters`] | what was counted, by object |
 //! | [`storage`] | logical units and vHBAs, of a process that has them |
-//! | [`capture_file`] | captured commands as a file for Wireshark |
+//! | [`network`] | vNICs and Ethernet ports, of a process that has them |
 //! | [`devices_of_host`] | the devices of a host agent |
+//! | [`frames`] | what was captured of either |
+//! | [`capture_file`] | captured frames as a file for Wireshark |
 //! | [`client`] | the other end of the control socket |
 //! | [`apply`] | a client asks the process to apply its lab file again |
 //!
@@ -27,10 +31,13 @@ pub mod apply;
 pub mod capture_file;
 pub mod client;
 mod connection;
+pub mod counters;
 pub mod devices_of_host;
+pub mod frames;
 pub mod hop;
 pub mod link;
 pub mod monitor;
+pub mod network;
 pub mod protocol;
 pub mod recording;
 mod sampler;

@@ -1,11 +1,12 @@
 //! `orimono-qos`: asks a running `io-director` or `host-agent` why devices get what they get, by
-//! which links, and what their logical units do; and has it apply a changed lab file.
+//! which links, what was counted, and what their logical units do; and has it apply a changed lab file.
 //!
 //! Exit codes: 0 done, 1 refused or failed (also a replay that differs), 2 wrong usage.
 #![forbid(unsafe_code)]
 
 mod apply_command;
 mod capture;
+mod counters_command;
 mod devices;
 mod explain;
 mod luns;
@@ -67,12 +68,16 @@ enum Command {
     Paths,
     /// When, why and for how long frames of these sessions went another way: the last 64 of each
     PathChanges,
+    /// What was counted of each vNIC, port, access list and logical unit, as ethtool -S shows it
+    Counters(counters_command::CountersOf),
     /// Each logical unit of a director: its state, what vHBAs did with it, and how long it took
     Luns,
     /// Each vHBA of a director: its state, what it did, and how long it took
     Vhbas,
     /// Writes the SCSI commands of a vHBA into a file that Wireshark opens
     CaptureScsi(capture::CaptureScsi),
+    /// Writes the Ethernet frames of a vNIC or a port into a file, or a pipe, for Wireshark or tcpdump
+    CaptureFrames(capture::CaptureFrames),
     /// Has the process read its lab file again and apply what differs; says what became of each object
     Apply,
     /// Has the frames of a session go by another of its links, both directions
@@ -115,9 +120,13 @@ fn run(arguments: &Arguments) -> Result<()> {
         Command::PathChanges => paths::changes(&mut arguments.connect()?, json),
         Command::Switchover(wanted) => paths::switchover(&mut arguments.connect()?, wanted, json),
         Command::Apply => apply_command::run(&mut arguments.connect()?, json),
+        Command::Counters(wanted) => counters_command::run(&mut arguments.connect()?, wanted, json),
         Command::Luns => luns::luns(&mut arguments.connect()?, json),
         Command::Vhbas => luns::vhbas(&mut arguments.connect()?, json),
-        Command::CaptureScsi(capture) => capture::run(&mut arguments.connect()?, capture, json),
+        Command::CaptureScsi(capture) => capture::scsi(&mut arguments.connect()?, capture, json),
+        Command::CaptureFrames(capture) => {
+            capture::frames(&mut arguments.connect()?, capture, json)
+        }
         Command::Top => {
             arguments.require_terminal();
             top::run(&mut arguments.connect()?)

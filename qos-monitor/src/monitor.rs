@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use fabric_config::AccessRule;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use qos::report::main_causes;
@@ -19,22 +20,25 @@ use serde::Serialize;
 
 use crate::apply::{Answers, ApplyJob, ask};
 use crate::connection::{Connection, Incoming};
+use crate::counters::{Counters, ObjectCounters};
 use crate::devices_of_host::Devices;
+use crate::frames::Capture;
 use crate::hop::Hop;
 use crate::link::LinkHop;
+use crate::network::{FramesWanted, Network};
 use crate::protocol::{
     Answer, CaptureFollows, HopState, LastDecisions, REQUEST_BYTES_MAX, Request, TraceFollows,
 };
 use crate::recording::Recording;
 use crate::sampler::Sampler;
 use crate::socket::ControlSocket;
-use crate::storage::{Capture, CaptureWanted, Storage};
+use crate::storage::{CaptureWanted, Storage};
 
 /// Clients of the control socket at a time. One more is told so and let go.
 pub const CLIENTS_MAX: usize = 8;
 /// Traces that are written at a time, at all hops together: each may grow to some 40 MB.
 pub const TRACES_MAX: usize = 2;
-/// Captures that run at a time, at all vHBAs together.
+/// Captures that run at a time, of all vHBAs, vNICs and ports together.
 pub const CAPTURES_MAX: usize = 2;
 /// How often devices are held against their promises.
 pub const INTERVAL: Duration = Duration::from_millis(100);
@@ -79,6 +83,10 @@ pub struct Watched {
     pub storage: Option<Arc<dyn Storage>>,
     /// The devices of guests, if it has any.
     pub devices: Option<Arc<dyn Devices>>,
+    /// Its vNICs and Ethernet ports, if it serves any.
+    pub network: Option<Arc<dyn Network>>,
+    /// Its parts that count.
+    pub counters: Vec<Arc<dyn Counters>>,
     /// Who applies a changed lab file, if the process takes one.
     pub applies: Option<SyncSender<ApplyJob>>,
 }
@@ -97,7 +105,8 @@ impl std::fmt::Debug for Watched {
         f.debug_struct("Watched")
             .field("hops", &self.hops.len())
             .field("storage", &self.storage.is_some())
-            .finish()
+            .field("counters", &self.counters.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -123,6 +132,8 @@ impl Monitor {
             hops,
             storage,
             devices,
+            network,
+            counters,
             applies,
         } = watched.into();
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
@@ -141,6 +152,8 @@ impl Monitor {
             sampler: Sampler::new(hops),
             storage,
             devices,
+            network,
+            counters,
             captures: BTreeMap::new(),
             clients: Vec::new(),
             clients_total: 0,
@@ -198,6 +211,8 @@ struct Watch {
     sampler: Sampler,
     storage: Option<Arc<dyn Storage>>,
     devices: Option<Arc<dyn Devices>>,
+    network: Option<Arc<dyn Network>>,
+    counters: Vec<Arc<dyn Counters>>,
     /// By number of the client.
     captures: BTreeMap<u64, Box<dyn Capture>>,
     clients: Vec<Connection>,
@@ -308,16 +323,12 @@ impl Watch {
         }
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let next = next.take();
-        if let Some(Watched {
-            hops,
-            storage,
-            devices,
-            ..
-        }) = next
-        {
-            self.sampler.replace(hops);
-            self.storage = storage;
-            self.devices = devices;
+        if let Some(next) = next {
+            self.sampler.replace(next.hops);
+            self.storage = next.storage;
+            self.devices = next.devices;
+            self.network = next.network;
+            self.counters = next.counters;
             let hops = &self.sampler;
             self.recorders
                 .retain(|name, _| hops.hops().any(|hop| hop.name() == name));
@@ -460,6 +471,7 @@ impl Watch {
                 let devices = self.devices.as_ref();
                 Ok(ok(&devices.map(|it| it.devices()).unwrap_or_default()))
             }
+            Request::Counters {} => Ok(ok(&self.counters())),
             Request::Luns {} => Ok(ok(&self.storage()?.luns())),
             Request::Vhbas {} => Ok(ok(&self.storage()?.vhbas())),
             Request::StartCapture {
@@ -472,7 +484,22 @@ impl Watch {
                     lun,
                     snap_bytes,
                 };
-                self.start_capture(client, &wanted)
+                self.start_capture(client, |watch| watch.storage()?.start_capture(&wanted))
+            }
+            Request::StartFrames {
+                of,
+                filters,
+                snap_bytes,
+                frames_per_second,
+            } => {
+                let filters = filters.iter().map(|text| AccessRule::of_filter(text));
+                let wanted = FramesWanted {
+                    of,
+                    filters: filters.collect::<Result<_, _>>()?,
+                    snap_bytes,
+                    frames_per_second: frames_per_second.max(1),
+                };
+                self.start_capture(client, |watch| watch.network()?.start_capture(&wanted))
             }
             Request::TakeCapture {} => {
                 let capture = self.captures.get(&client.number).ok_or_else(|| {
@@ -504,6 +531,11 @@ impl Watch {
         }
     }
 
+    fn counters(&self) -> Vec<ObjectCounters> {
+        let parts = self.counters.iter();
+        parts.flat_map(|part| part.counters()).collect()
+    }
+
     fn storage(&self) -> Result<&dyn Storage, String> {
         self.storage.as_deref().ok_or_else(|| {
             "this process serves no logical units: ask the I/O director, or the host agent that \
@@ -512,10 +544,18 @@ impl Watch {
         })
     }
 
+    fn network(&self) -> Result<&dyn Network, String> {
+        self.network.as_deref().ok_or_else(|| {
+            "this process has no Ethernet ports: ask the I/O director, or the host agent that \
+             embeds it"
+                .to_owned()
+        })
+    }
+
     fn start_capture(
         &mut self,
         client: &Connection,
-        wanted: &CaptureWanted,
+        start: impl FnOnce(&Self) -> Result<Box<dyn Capture>, String>,
     ) -> Result<Vec<u8>, String> {
         self.captures.remove(&client.number);
         if self.captures.len() >= CAPTURES_MAX {
@@ -523,7 +563,7 @@ impl Watch {
                 "{CAPTURES_MAX} captures are running already; end one or try again later"
             ));
         }
-        let capture = self.storage()?.start_capture(wanted)?;
+        let capture = start(self)?;
         let started = ok(&capture.interface());
         self.captures.insert(client.number, capture);
         Ok(started)

@@ -15,10 +15,15 @@
 //! < {"ok":{"objects":[{"object":"vnic vn01.vm1","change":"added","fields":[],"outcome":"done"}]}}
 //! > {"command":"devices"}
 //! < {"ok":[{"name":"vn01.vm1","generation":1,"attached":true,"refused":null,"guest":"plugged"}]}
+//! > {"command":"counters"}
+//! < {"ok":[{"object":"vnic vn01.vm1","end":"host","counts":{"tx_packets":17,...}}]}
 //! > {"command":"luns"}
 //! < {"ok":[{"name":"data","state":"ready",...}]}
 //! > {"command":"start-capture","vhba":"vh01.vm1","lun":null,"snap_bytes":512}
-//! < {"ok":{"vhba":"vh01.vm1",...}}
+//! < {"ok":{"name":"vh01.vm1",...}}
+//! > {"command":"start-frames","of":{"vnic":"vn01.vm1"},"filters":["protocol=tcp"],"snap_bytes":128,
+//!    "frames_per_second":1000}
+//! < {"ok":{"name":"vn01.vm1",...}}
 //! > {"command":"take-capture"}
 //! < {"ok":{"bytes":1234}}            followed by that many bytes, a postcard of `Captured`
 //! ```
@@ -30,6 +35,8 @@ use std::collections::BTreeMap;
 
 use qos::{BitRate, Decision, HopSnapshot, SlaReport, WaitCause};
 use serde::{Deserialize, Serialize};
+
+use crate::network::FramesOf;
 
 /// Bytes of a request at most, with the end of its line. A longer one ends the connection.
 pub const REQUEST_BYTES_MAX: usize = 1024;
@@ -65,12 +72,14 @@ pub enum Request {
     PathChanges {},
     /// The devices of a host agent: a list of [`DeviceState`](crate::DeviceState); of others none.
     Devices {},
+    /// What was counted: a list of [`ObjectCounters`](crate::counters::ObjectCounters).
+    Counters {},
     /// The logical units: a list of [`LunState`](crate::storage::LunState).
     Luns {},
     /// The vHBAs: a list of [`VhbaState`](crate::storage::VhbaState).
     Vhbas {},
     /// Begins to capture the commands of a vHBA, in the place of what this connection captures:
-    /// [`CaptureInterface`](crate::storage::CaptureInterface).
+    /// [`CaptureInterface`](crate::frames::CaptureInterface).
     StartCapture {
         /// The vHBA's name.
         vhba: String,
@@ -78,6 +87,19 @@ pub enum Request {
         lun: Option<u16>,
         /// Bytes of each frame to keep.
         snap_bytes: u32,
+    },
+    /// Begins to capture Ethernet frames, in the place of what this connection captures:
+    /// [`CaptureInterface`](crate::frames::CaptureInterface).
+    StartFrames {
+        /// Where.
+        of: FramesOf,
+        /// Only frames that meet one of these
+        /// ([`of_filter`](fabric_config::AccessRule::of_filter)); all if there are none.
+        filters: Vec<String>,
+        /// Bytes of each frame to keep.
+        snap_bytes: u32,
+        /// At most.
+        frames_per_second: u32,
     },
     /// What was captured since it was last taken: [`CaptureFollows`], then its bytes.
     TakeCapture {},
@@ -205,7 +227,7 @@ pub struct TraceFollows {
     pub bytes: u64,
 }
 
-/// The length of a postcard of [`Captured`](crate::storage::Captured) that follows.
+/// The length of a postcard of [`Captured`](crate::frames::Captured) that follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureFollows {
     /// Its bytes.
@@ -217,10 +239,12 @@ mod tests {
     use serde::de::DeserializeOwned;
 
     use super::*;
+    use crate::counters::ObjectCounters;
+    use crate::frames::CaptureInterface;
     use crate::hop::Hop;
     use crate::monitor::tests::Port;
     use crate::monitor::tests::storage::Disks;
-    use crate::storage::{CaptureInterface, LunState, Storage, VhbaState};
+    use crate::storage::{LunState, Storage, VhbaState};
 
     fn corpus(target: &str) -> String {
         format!("{}/tests/corpus/{target}", env!("CARGO_MANIFEST_DIR"))
@@ -243,6 +267,13 @@ mod tests {
                 vhba: "vh01.vm1".to_owned(),
                 lun: Some(1),
                 snap_bytes: 512,
+            },
+            Request::Counters {},
+            Request::StartFrames {
+                of: FramesOf::Vnic("vn01.vm1".to_owned()),
+                filters: vec!["protocol=tcp".to_owned()],
+                snap_bytes: 512,
+                frames_per_second: 1000,
             },
         ];
         let good = good.map(|request| serde_json::to_vec(&request).unwrap());
@@ -303,6 +334,7 @@ mod tests {
             answers::<Vec<LunState>>(line);
             answers::<Vec<VhbaState>>(line);
             answers::<CaptureInterface>(line);
+            answers::<Vec<ObjectCounters>>(line);
         });
     }
 }

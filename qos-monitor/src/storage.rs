@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::frames::Capture;
+
 /// A process's logical units and vHBAs. Called on the monitor's thread, which it may not hold up.
 pub trait Storage: Send + Sync {
     /// All logical units, by name.
@@ -21,15 +23,6 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// In one line: there is no such vHBA or LUN, or it is captured already.
     fn start_capture(&self, wanted: &CaptureWanted) -> Result<Box<dyn Capture>, String>;
-}
-
-/// A capture that runs.
-pub trait Capture: Send {
-    /// Between whom the frames go.
-    fn interface(&self) -> CaptureInterface;
-
-    /// What was captured since it was last asked, oldest first: bounded, whoever asks how rarely.
-    fn take(&self) -> Captured;
 }
 
 /// What may be done with a logical unit now.
@@ -165,41 +158,4 @@ pub struct CaptureWanted {
     pub lun: Option<u16>,
     /// Bytes of each frame to keep.
     pub snap_bytes: u32,
-}
-
-/// Between whom captured frames go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CaptureInterface {
-    /// The vHBA.
-    pub vhba: String,
-    /// In words: world wide port name, SAN port, and the addresses that stand for them.
-    pub description: String,
-    /// Bytes of each frame that are kept.
-    pub snap_bytes: u32,
-}
-
-/// What was captured in a while.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Captured {
-    /// Oldest first.
-    pub frames: Vec<CapturedFrame>,
-    /// Frames since the beginning, with those that are not here.
-    pub seen: u64,
-    /// Frames since the beginning that had no room.
-    pub dropped: u64,
-}
-
-/// A Fibre Channel frame, from its header on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CapturedFrame {
-    /// Nanoseconds since 1970.
-    pub at_nanos: u64,
-    /// What it had before it was cut.
-    pub original_bytes: u32,
-    /// Frames that had no room since the one before.
-    pub dropped_before: u64,
-    /// What Fibre Channel has no words for.
-    pub comment: Option<String>,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
 }

@@ -22,7 +22,6 @@
 //! QEMU's monitor tells the guest.
 #![forbid(unsafe_code)]
 
-mod checksum;
 mod device;
 mod features;
 mod receive;

@@ -6,13 +6,13 @@
 
 use std::borrow::Cow;
 
+use fabric_payload::checksum;
 use fabric_payload::ethernet::{
     FLAG_DATA_VALID, FLAG_NEEDS_CSUM, FrameError, HEADER_BYTES, Offloads, VirtioNetHeader,
 };
 use vhost_user_session::{Chain, ChainError, Queue, QueueGuard};
 use zerocopy::IntoBytes;
 
-use crate::checksum;
 use crate::features::Negotiated;
 use crate::statistics::{Counters, ReceiveDrop};
 

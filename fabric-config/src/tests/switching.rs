@@ -278,8 +278,8 @@ fn access_lists_that_cannot_be_are_refused_with_the_next_step() {
             "\"tcp\"",
             "\"TCP\"",
             4,
-            "protocol \"TCP\" is not known; write arp, ipv4, ipv6, icmp, icmp6, tcp, udp, sctp or a \
-             number of IP",
+            "protocol \"TCP\" is not known; write arp, ipv4, ipv6, icmp, icmp6, tcp, udp, sctp, a \
+             number of IP, or an EtherType like 0x88cc",
         ),
         (
             "protocol = \"tcp\", ",
@@ -325,4 +325,64 @@ fn access_lists_that_cannot_be_are_refused_with_the_next_step() {
         ),
         "{message}"
     );
+}
+
+#[test]
+fn filter_says_what_a_rule_says() {
+    let rule = AccessRule::of_filter(
+        "protocol=tcp destination-port=80-90 source=10.0.0.0/8 vlan=100 source-mac=02:00:00:00:00:01",
+    );
+    let rule = rule.unwrap();
+    assert_eq!(rule.action, AccessAction::Count);
+    assert_eq!(rule.protocol, Some(AccessProtocol::Ip(6)));
+    assert_eq!(rule.destination_port, Some(80..=90));
+    assert_eq!(rule.vlan, VlanId::new(100));
+    let by_type = AccessRule::of_filter("protocol=0x88cc").unwrap();
+    assert_eq!(by_type.protocol, Some(AccessProtocol::Ethernet(0x88cc)));
+    assert_eq!(AccessRule::of_filter("").unwrap().protocol, None);
+    for (wrong, word) in [
+        ("tcp", "like protocol=tcp"),
+        ("protocol=tpc", "is not known"),
+        ("protocol=0x0100", "is not known"),
+        ("destination-port=80", "add protocol"),
+        ("vlan=no", "vlan"),
+        ("vlan=5000", "5000"),
+        ("port=80", "port"),
+        ("source=\"x", "x"),
+    ] {
+        let refused = AccessRule::of_filter(wrong).unwrap_err();
+        assert!(refused.contains(word), "{wrong}: {refused}");
+        assert!(!refused.contains('\n'), "{refused}");
+    }
+}
+
+#[test]
+fn mirror_goes_to_another_vnic_that_is_there_and_changes_live() {
+    let plain = with("", "").unwrap();
+    let mirrored = with("mirror-to = \"vn01.vm1\"", "mirror-to = \"vn02.vm1\"").unwrap();
+    let port = |lab: &LabConfig| lab.ethernet_ports[0].mirror_to.clone();
+    assert_eq!(port(&mirrored).as_deref(), Some("vn01.vm1"));
+    assert_eq!(port(&plain), None);
+    let difference = Difference::between(&plain, &mirrored);
+    let fields: Vec<_> = difference.changes().map(|(_, it)| it.fields()).collect();
+    assert_eq!(fields, [["mirror-to"], ["mirror-to"]]);
+    for side in [Side::Director, Side::Host("host1")] {
+        assert!(difference.cannot_change(side).is_empty());
+    }
+    for (port, vnic, words) in [
+        ("", "mirror-to = \"vn01.vm1\"", "names the vnic itself"),
+        (
+            "",
+            "mirror-to = \"vn09.vm1\"",
+            "no vnic is named \"vn09.vm1\"",
+        ),
+        (
+            "mirror-to = \"vn01\"",
+            "",
+            "ethernet-port 10/1: no vnic is named \"vn01\"",
+        ),
+    ] {
+        let refused = with(port, vnic).unwrap_err();
+        assert!(refused.contains(words), "{refused}");
+    }
 }

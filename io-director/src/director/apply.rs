@@ -376,6 +376,8 @@ impl Prepared<'_> {
                 }
             }
         }
+        let failed = self.director.books.read().set_mirrors(&self.after);
+        failures.extend(failed.into_iter().map(|(id, error)| (id, line(&error))));
         let mut state = self.director.books.write();
         for (id, device) in devices(&self.after).filter(|(id, _)| begins(*id)) {
             state.devices.insert(id, device);

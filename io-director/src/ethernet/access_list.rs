@@ -86,12 +86,7 @@ type Met = Option<bool>;
 
 impl AccessList {
     pub(super) fn new(config: &AccessListConfig) -> Self {
-        let rules = config.rules.iter().map(|rule| Rule {
-            config: rule.clone(),
-            source: rule.source.map(Prefix::new),
-            destination: rule.destination.map(Prefix::new),
-            counters: AccessCounters::default(),
-        });
+        let rules = config.rules.iter().map(Rule::new);
         Self {
             name: config.name.clone(),
             rules: rules.collect(),
@@ -156,14 +151,44 @@ impl AccessList {
     }
 }
 
+/// What an operator wants to see, in the words of a rule.
+#[derive(Debug)]
+pub(super) struct FrameFilter(Rule);
+
+impl FrameFilter {
+    pub(super) fn new(config: &AccessRule) -> Self {
+        Self(Rule::new(config))
+    }
+
+    /// Whether a frame, or its beginning, meets it, or may: its VLAN is that of its first tag.
+    pub(super) fn may_meet(&self, frame: &[u8]) -> bool {
+        let (Some(to), Some(from)) = (address(frame, 0), address(frame, 6)) else {
+            return true;
+        };
+        let seen = Seen {
+            to,
+            from,
+            vlan: named(frame),
+            packet: Packet::read(frame),
+        };
+        self.0.is_met(&seen) != Some(false)
+    }
+}
+
+/// The address at this place.
+fn address(frame: &[u8], at: usize) -> Option<MacAddress> {
+    let bytes = frame.get(at..)?.first_chunk::<6>()?;
+    Some(MacAddress(*bytes))
+}
+
 impl<'a> Seen<'a> {
     fn read(
         header: &VirtioNetHeader,
         frame: &'a [u8],
         vlan: Option<InVlan>,
     ) -> Result<Self, DropReason> {
-        let (to, rest) = frame.split_first_chunk::<6>().ok_or(DropReason::Runt)?;
-        let (from, _) = rest.split_first_chunk::<6>().ok_or(DropReason::Runt)?;
+        let to = address(frame, 0).ok_or(DropReason::Runt)?;
+        let from = address(frame, 6).ok_or(DropReason::Runt)?;
         let packet = Packet::read(frame);
         match &packet {
             Ok(packet) if packet.is_overwritten_by(header) => {
@@ -174,8 +199,8 @@ impl<'a> Seen<'a> {
             _ => {}
         }
         Ok(Self {
-            to: MacAddress(*to),
-            from: MacAddress(*from),
+            to,
+            from,
             vlan: vlan.map_or_else(|| named(frame), |vlan| vlan.vlan),
             packet,
         })
@@ -192,6 +217,15 @@ impl<'a> Seen<'a> {
 }
 
 impl Rule {
+    fn new(config: &AccessRule) -> Self {
+        Self {
+            config: config.clone(),
+            source: config.source.map(Prefix::new),
+            destination: config.destination.map(Prefix::new),
+            counters: AccessCounters::default(),
+        }
+    }
+
     fn is_met(&self, seen: &Seen<'_>) -> Met {
         let config = &self.config;
         let differs = |wanted: Option<MacAddress>, there| wanted.is_some_and(|mac| mac != there);

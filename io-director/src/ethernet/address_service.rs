@@ -82,8 +82,9 @@ impl AddressService {
         }
     }
 
-    /// Takes `frame` from the guest of `vnic` if it is for the director, and answers it.
-    pub(super) fn takes(&self, vnic: &Vnic, frame: &[u8]) -> bool {
+    /// Takes a header and frame from the guest of `vnic` if it is for the director, and answers it.
+    pub(super) fn takes(&self, vnic: &Vnic, payload: &[u8]) -> bool {
+        let frame = payload.get(HEADER_BYTES..).unwrap_or_default();
         if !may_concern(frame) {
             return false;
         }
@@ -93,6 +94,10 @@ impl AddressService {
             .unwrap_or_else(PoisonError::into_inner);
         let verdict = responder.receive(now(), frame);
         drop(responder);
+        if !matches!(verdict, Verdict::PassesOn | Verdict::Both(..)) {
+            // Else it is shown when it was switched.
+            vnic.outbound(payload, None);
+        }
         let (event, answer, taken) = match verdict {
             Verdict::PassesOn => return false,
             Verdict::Both(event, answer) => (event, Some(answer), false),

@@ -3,6 +3,7 @@
 mod access_list;
 mod address_service;
 mod guard;
+mod mirror;
 #[cfg(test)]
 mod model;
 mod netlink;
@@ -10,6 +11,7 @@ mod packet;
 mod packet_socket;
 mod policy;
 mod port;
+mod probe;
 mod responder;
 mod rewrite;
 mod snoop;
@@ -22,6 +24,7 @@ mod vlan;
 mod vnic_session;
 mod wire;
 
+pub use mirror::MirrorTarget;
 pub use port::{EthernetPort, WINDOWS};
 pub use switch::{AGE_MAX, Destination, DropReason, Forward, LEARNED_MAX, Source, Switch};
 pub use tap::{Tap, TapError};

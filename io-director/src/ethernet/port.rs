@@ -37,10 +37,15 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use qos::{AdmissionError, DeviceRate, MonotonicTime};
 use qos_monitor::Hop;
+use qos_monitor::frames::{Capture, FrameDirection};
+use qos_monitor::network::FramesWanted;
+use zerocopy::IntoBytes;
 
 use super::address_service::{AddressService, BootThread};
+use super::mirror::MirrorTarget;
 use super::packet::RARP;
 use super::policy::Policy;
+use super::probe::{Probe, Seen, Showing};
 use super::rewrite::{Outgoing, Rewrite, TagEdit};
 use super::switch::{Destination, DropReason, Forward, Source, Switch};
 use super::tap::{OFFLOADING, TapError};
@@ -83,6 +88,8 @@ pub(super) struct PortShared {
     /// Locked to write only when one is added or removed.
     vnics: RwLock<BTreeMap<DeviceId, Arc<Vnic>>>,
     counters: PortCounters,
+    /// At its interface; of a private port at what its vNICs send.
+    probe: Arc<Probe>,
     stop: EventFd,
     /// Of a port with a rate.
     pub(super) wire: Option<PortScheduler<Wire<HeldFrame>>>,
@@ -118,6 +125,7 @@ pub(super) struct Vnic {
     pub(super) removed: AtomicBool,
     pub(super) counters: VnicCounters,
     link: Mutex<VnicLink>,
+    pub(super) probe: Arc<Probe>,
     /// Of one with a static address.
     addresses: RwLock<Option<Arc<AddressService>>>,
 }
@@ -164,6 +172,7 @@ impl EthernetPort {
             outside: Membership::uplink(config.native_vlan),
             vnics: RwLock::default(),
             counters: PortCounters::default(),
+            probe: Arc::default(),
             stop,
             wire,
             sessions: AtomicU64::new(0),
@@ -191,7 +200,7 @@ impl EthernetPort {
             };
             wire.with(|wire, _| wire.insert(words));
         }
-        let (current, removed, counters) = Default::default();
+        let (current, removed, counters, probe) = Default::default();
         let policy = Arc::new(Policy::new(vnic, shared.config.native_vlan));
         let added = Arc::new(Vnic {
             config: vnic.clone(),
@@ -201,6 +210,7 @@ impl EthernetPort {
             addresses: RwLock::new(self.addresses_of(vnic)),
             link: Mutex::default(),
             counters,
+            probe,
         });
         let link = shared.lock_link();
         added.tell_link(Some(link.is_up));
@@ -356,6 +366,73 @@ impl EthernetPort {
         hops.into()
     }
 
+    /// Begins a capture of what is at the interface of the port, or, of a private one, of what its
+    /// vNICs send.
+    #[must_use]
+    pub fn start_capture(&self, wanted: &FramesWanted) -> Box<dyn Capture> {
+        let name = format!("ethernet-port {}", self.name());
+        let interfaces = self.shared.config.interfaces.iter();
+        let interfaces: Vec<_> = interfaces.map(|it| it.name.as_str()).collect();
+        let description = match interfaces.join(", ") {
+            none if none.is_empty() => format!("{name}: what its vNICs send"),
+            some => format!("{name}, interface {some}: outbound goes to the LAN"),
+        };
+        self.shared.probe.start_capture(name, description, wanted)
+    }
+
+    /// Begins a capture of a vNIC of the port; `None` if none is called `name`.
+    #[must_use]
+    pub fn start_vnic_capture(
+        &self,
+        name: &str,
+        wanted: &FramesWanted,
+    ) -> Option<Box<dyn Capture>> {
+        let vnics = self.shared.read_vnics();
+        let vnic = vnics.values().find(|vnic| vnic.config.name == name)?;
+        let probe = vnic.probe.clone();
+        drop(vnics);
+        let port = self.name();
+        let description =
+            format!("vnic {name} of ethernet-port {port}: outbound is what the guest sends");
+        Some(probe.start_capture(name.to_owned(), description, wanted))
+    }
+
+    /// Where copies for its vNIC called `name` go; `None` if none is called so.
+    #[must_use]
+    pub fn mirror_target(&self, name: &str) -> Option<MirrorTarget> {
+        let vnics = self.shared.read_vnics();
+        let vnic = vnics.values().find(|vnic| vnic.config.name == name)?;
+        Some(MirrorTarget(Arc::downgrade(vnic)))
+    }
+
+    /// Has copies of what is at the port, or at one of its vNICs, go to another vNIC, or to none.
+    ///
+    /// # Errors
+    /// There is no thread for it; nothing has changed.
+    pub fn set_mirror(
+        &self,
+        vnic: Option<DeviceId>,
+        target: Option<&MirrorTarget>,
+    ) -> io::Result<()> {
+        let shared = &self.shared;
+        // Its lock is not waited for with that of the vNICs, which whoever has it may want.
+        let probe = match vnic {
+            None => Some(shared.probe.clone()),
+            Some(device) => shared.read_vnics().get(&device).map(|it| it.probe.clone()),
+        };
+        probe.map_or(Ok(()), |probe| probe.set_mirror(target))
+    }
+
+    /// The names of its vNICs.
+    #[must_use]
+    pub fn vnic_names(&self) -> Vec<String> {
+        let vnics = self.shared.read_vnics();
+        vnics
+            .values()
+            .map(|vnic| vnic.config.name.clone())
+            .collect()
+    }
+
     /// The counters of the port, of its vNICs, and of each rule of their access lists.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Snapshot> {
@@ -368,6 +445,8 @@ impl EthernetPort {
         let lists = lists.flat_map(|vnic| vnic.policy().snapshots(&vnic.config.name));
         let vnics = vnics_now.values().map(|vnic| {
             let mut snapshot = vnic.counters.snapshot(format!("vnic {}", vnic.config.name));
+            let link_up = u64::from(vnic.lanes().is_some());
+            snapshot.counts.push(("link_up", link_up));
             if let Some(wire) = &self.shared.wire {
                 let queued = wire.with(|wire, _| wire.queued(vnic.config.id));
                 let micros = u64::try_from(queued.waited.as_micros()).unwrap_or(u64::MAX);
@@ -456,6 +535,7 @@ impl Vnic {
         if let (Some(addresses), Some(frame)) = (self.addresses(), frame)
             && addresses.refuses(frame)
         {
+            self.not_delivered(payload, "foreign_answer");
             return None;
         }
         let outgoing = self
@@ -465,7 +545,8 @@ impl Vnic {
         let outgoing = match outgoing {
             Ok(outgoing) => outgoing,
             Err(reason) => {
-                self.counters.dropped(reason);
+                self.counters.dropped_to_guest(reason);
+                self.not_delivered(payload, reason.name());
                 return None;
             }
         };
@@ -474,33 +555,90 @@ impl Vnic {
 
     /// Queues a header and frame, in pieces, for the guest; returns the lanes to be flushed.
     pub(super) fn deliver(&self, pieces: &[&[u8]]) -> Option<LaneSet> {
-        let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
-        let Some(lanes) = self.lanes() else {
-            self.counters.dropped_down.add(1);
-            return None;
+        let showing = self.probe.begin();
+        let queued = self.queue(pieces);
+        let counters = &self.counters;
+        let dropped = match &queued {
+            Ok(_lanes) => {
+                counters.egress_frames.add(1);
+                counters.egress_bytes.add_bytes(frame_bytes(pieces));
+                None
+            }
+            Err(SendRefused::Down) => {
+                counters.dropped_down.add(1);
+                Some("down")
+            }
+            Err(SendRefused::Blocked | SendRefused::TooLarge) => {
+                counters.dropped_blocked.add(1);
+                Some("blocked")
+            }
         };
+        self.show(showing, FrameDirection::Inbound, pieces, dropped);
+        queued.ok()
+    }
+
+    /// Queues a mirror's copy for the guest; returns the lanes to be flushed.
+    pub(super) fn deliver_copy(&self, payload: &[u8]) -> Option<LaneSet> {
+        let pieces = [payload];
+        let showing = self.probe.begin();
+        let queued = self.queue(&pieces);
+        let counters = &self.counters;
+        if queued.is_ok() {
+            counters.egress_frames.add(1);
+            counters.egress_bytes.add_bytes(frame_bytes(&pieces));
+            counters.egress_copies.add(1);
+        } else {
+            counters.dropped_copies.add(1);
+        }
+        let seen = Seen {
+            direction: FrameDirection::Inbound,
+            pieces: &pieces,
+            dropped: queued.is_err().then_some("copies"),
+            copy: true,
+        };
+        showing.end(seen, || Some(self.config.name.clone()));
+        queued.ok()
+    }
+
+    /// Queues a header and frame, in pieces, on the lane; returns that.
+    fn queue(&self, pieces: &[&[u8]]) -> Result<LaneSet, SendRefused> {
+        let lanes = self.lanes().ok_or(SendRefused::Down)?;
+        let bytes = pieces.iter().map(|piece| piece.len()).sum();
         let mut buffer = FrameBuffer::with_capacity(bytes);
         for piece in pieces {
             buffer.extend_from_slice(piece);
         }
         let mut frames = vec![(VirtualLane::Network, buffer)];
-        match lanes.queue(&mut frames) {
-            Ok(()) => {
-                self.counters.egress_frames.add(1);
-                self.counters
-                    .egress_bytes
-                    .add_bytes(bytes.saturating_sub(HEADER_BYTES));
-                Some(lanes)
-            }
-            Err(SendRefused::Down) => {
-                self.counters.dropped_down.add(1);
-                None
-            }
-            Err(SendRefused::Blocked | SendRefused::TooLarge) => {
-                self.counters.dropped_blocked.add(1);
-                None
-            }
-        }
+        lanes.queue(&mut frames)?;
+        Ok(lanes)
+    }
+
+    /// Shows a frame to the guest that does not get there.
+    fn not_delivered(&self, payload: &[u8], dropped: &'static str) {
+        let showing = self.probe.begin();
+        self.show(showing, FrameDirection::Inbound, &[payload], Some(dropped));
+    }
+
+    /// Shows a frame from the guest, and why it goes nowhere.
+    pub(super) fn outbound(&self, payload: &[u8], dropped: Option<&'static str>) {
+        let showing = self.probe.begin();
+        self.show(showing, FrameDirection::Outbound, &[payload], dropped);
+    }
+
+    fn show(
+        &self,
+        showing: Showing<'_>,
+        direction: FrameDirection,
+        pieces: &[&[u8]],
+        dropped: Option<&'static str>,
+    ) {
+        let seen = Seen {
+            direction,
+            pieces,
+            dropped,
+            copy: false,
+        };
+        showing.end(seen, || Some(self.config.name.clone()));
     }
 }
 
@@ -568,7 +706,44 @@ impl PortShared {
         header: &VirtioNetHeader,
         frame: &[u8],
     ) -> Result<Forward, DropReason> {
-        self.lock_switch().forward(now(), source, header, frame)
+        let forward = self.lock_switch().forward(now(), source, header, frame);
+        // What vNICs send to the LAN is seen where it leaves.
+        if source == Source::Uplink || self.uplink.is_none() {
+            let dropped = forward.as_ref().err().map(|reason| reason.name());
+            let pieces = [header.as_bytes(), frame];
+            let showing = self.probe.begin();
+            self.show(showing, FrameDirection::Inbound, &pieces, dropped);
+        }
+        forward
+    }
+
+    /// Shows a frame at the port, and why it goes no further.
+    fn show(
+        &self,
+        showing: Showing<'_>,
+        direction: FrameDirection,
+        pieces: &[&[u8]],
+        dropped: Option<&'static str>,
+    ) {
+        let seen = Seen {
+            direction,
+            pieces,
+            dropped,
+            copy: false,
+        };
+        showing.end(seen, || self.vnic_of(direction, pieces));
+    }
+
+    /// Whose frame it is, by the address of the vNIC.
+    fn vnic_of(&self, direction: FrameDirection, pieces: &[&[u8]]) -> Option<String> {
+        let bytes = pieces.iter().copied().flatten().copied();
+        let addresses: Vec<u8> = bytes.skip(HEADER_BYTES).take(12).collect();
+        let (to, from) = addresses.split_at_checked(6)?;
+        let from_vnic = direction == FrameDirection::Outbound || self.uplink.is_none();
+        let own = if from_vnic { from } else { to };
+        let vnics = self.read_vnics();
+        let vnic = vnics.values().find(|vnic| vnic.config.mac.0 == own)?;
+        Some(vnic.config.name.clone())
     }
 
     /// Sends to the vNICs that `forward` names; returns the lanes to be flushed.
@@ -616,7 +791,12 @@ impl PortShared {
         let outgoing = tag.and_then(|tag| {
             Outgoing::new(payload, Rewrite { tag, dscp }).ok_or(DropReason::Oversize)
         });
-        let outgoing = outgoing.map_err(|reason| self.counters.dropped(reason));
+        if let Err(reason) = &outgoing {
+            self.counters.dropped_to_interface(*reason);
+            let dropped = Some(reason.name());
+            let showing = self.probe.begin();
+            self.show(showing, FrameDirection::Outbound, &[payload], dropped);
+        }
         outgoing.ok()
     }
 
@@ -628,16 +808,24 @@ impl PortShared {
     /// Writes header and frame to the TAP; without one nothing is written.
     pub(super) fn write(&self, pieces: [&[u8]; 2]) {
         let Some(uplink) = &self.uplink else { return };
-        match uplink.write(pieces) {
-            Ok(()) => self.counters.sent_frames.add(1),
+        let showing = self.probe.begin();
+        let dropped = match uplink.write(pieces) {
+            Ok(()) => {
+                self.counters.sent_frames.add(1);
+                self.counters.sent_bytes.add_bytes(frame_bytes(&pieces));
+                None
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.counters.dropped_full.add(1);
+                Some("full")
             }
             Err(error) => {
                 self.counters.dropped_refused.add(1);
                 tracing::trace!(%error, ?uplink, "frame refused");
+                Some("refused")
             }
-        }
+        };
+        self.show(showing, FrameDirection::Outbound, &pieces, dropped);
     }
 
     /// Writes what the scheduler lets go now, unless another thread is at it.
@@ -857,10 +1045,14 @@ impl PortShared {
     fn receive_outside(&self, payload: &[u8]) -> Vec<LaneSet> {
         let counters = &self.counters;
         counters.received_frames.add(1);
+        counters.received_bytes.add_bytes(frame_bytes(&[payload]));
         let valid = VirtioNetHeader::split(payload)
             .filter(|(header, frame)| header.check(frame.len(), Offloads::ALL).is_ok());
         let Some((header, frame)) = valid else {
             counters.dropped_malformed.add(1);
+            let showing = self.probe.begin();
+            let dropped = Some("malformed");
+            self.show(showing, FrameDirection::Inbound, &[payload], dropped);
             return Vec::new();
         };
         match self.forward(Source::Uplink, &header, frame) {
@@ -908,6 +1100,12 @@ fn announcement(mac: MacAddress) -> Vec<u8> {
     payload.extend(mac.0);
     payload.resize(HEADER_BYTES + FRAME_BYTES_MIN, 0);
     payload
+}
+
+/// Bytes of a frame in pieces, without the header in front of it.
+fn frame_bytes(pieces: &[&[u8]]) -> usize {
+    let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
+    bytes.saturating_sub(HEADER_BYTES)
 }
 
 /// What a header and frame are charged with on the wire.

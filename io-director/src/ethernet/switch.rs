@@ -121,6 +121,33 @@ pub enum DropReason {
     Down,
 }
 
+impl DropReason {
+    /// In one word, as counters and captures have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Runt => "runt",
+            Self::ForeignSource => "foreign_source",
+            Self::OwnSource => "own_source",
+            Self::GroupSource => "group_source",
+            Self::OwnDestination => "own_destination",
+            Self::NotHere => "not_here",
+            Self::Vlan => "vlan",
+            Self::DoubleTag => "double_tag",
+            Self::ChecksumInHeader => "checksum_in_header",
+            Self::Oversize => "oversize",
+            Self::Unreadable => "unreadable",
+            Self::Address => "address",
+            Self::Server => "server",
+            Self::Isolated => "isolated",
+            Self::Access => "access",
+            Self::Broadcast => "broadcast",
+            Self::Multicast => "multicast",
+        }
+    }
+}
+
 /// A vNIC.
 #[derive(Debug)]
 struct Station {
@@ -376,6 +403,7 @@ mod tests {
             budget: None,
             native_vlan: None,
             storm: StormLimits::default(),
+            mirror_to: None,
         }
     }
 

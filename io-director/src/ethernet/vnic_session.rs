@@ -7,7 +7,7 @@ use fabric_payload::ethernet::{ETHERNET_HEADER_BYTES, VirtioNetHeader};
 use fabric_transport::{DeviceId, LaneClient, LaneSet, Receipt, VirtualLane};
 
 use super::port::{HeldFrame, PortShared, Vnic, charge_bytes};
-use super::switch::{Destination, Forward, Source};
+use super::switch::{Destination, DropReason, Forward, Source};
 use fabric_transport::acceptor::epoch_is_later;
 
 /// Two VLAN tags may stand between the addresses and what the MTU counts.
@@ -83,6 +83,7 @@ impl VnicSession {
             .filter(|(header, frame)| header.check(frame.len(), self.shared.offloads()).is_ok());
         let Some((header, frame)) = valid else {
             counters.dropped_malformed.add(1);
+            vnic.outbound(payload, Some("malformed"));
             return None;
         };
         let mtu = usize::from(vnic.config.mtu);
@@ -98,15 +99,18 @@ impl VnicSession {
         };
         if segment_bytes > mtu {
             counters.dropped_oversize.add(1);
+            vnic.outbound(payload, Some("oversize"));
             return None;
         }
         if let Some(addresses) = vnic.addresses()
-            && addresses.takes(vnic, frame)
+            && addresses.takes(vnic, payload)
         {
             return None;
         }
         let source = Source::Vnic(self.device);
-        match self.shared.forward(source, &header, frame) {
+        let forward = self.shared.forward(source, &header, frame);
+        vnic.outbound(payload, forward.err().map(DropReason::name));
+        match forward {
             Ok(forward) => {
                 counters.ingress_frames.add(1);
                 counters.ingress_bytes.add_bytes(frame.len());

@@ -19,6 +19,7 @@ use crate::Director;
 mod addresses;
 mod interfaces;
 mod link;
+mod seeing;
 mod shaping;
 mod switching;
 

@@ -1,30 +1,26 @@
 //! A capture of one vHBA's commands, and where it is plugged in.
 //!
-//! Bounded twice, so that it cannot hurt the data path: in a window of time only so many frames and
-//! bytes are copied, and only so many wait to be fetched. What has no room is counted. An exchange
-//! whose command had no room is left out as a whole.
+//! Bounded ([`crate::capture_queue`]). An exchange whose command had no room is left out as a whole.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use fabric_config::{PortName, Wwpn};
 use fabric_payload::scsi::{Command, LunBytes, Status, TaskFunction, TaskResponse};
 use fabric_transport::DeviceId;
-use qos_monitor::storage::{Capture, CaptureInterface, CaptureWanted, Captured, CapturedFrame};
+use qos_monitor::frames::{Capture, CaptureInterface, Captured, FrameKind};
+use qos_monitor::storage::CaptureWanted;
 use scsi_target::LunAddress;
 
 use super::fibre_channel::{Address, Between, HEADER_BYTES, comment};
+use crate::capture_queue::{CaptureQueue, Frame, Limits};
 
-/// Within it frames and bytes are limited to these.
-const WINDOW: Duration = Duration::from_millis(100);
-const WINDOW_FRAMES: usize = 4096;
-const WINDOW_BYTES: usize = 1 << 20;
-/// What waits to be fetched at most.
-const WAITING_FRAMES: usize = 2 * WINDOW_FRAMES;
-const WAITING_BYTES: usize = 2 * WINDOW_BYTES;
-/// What a frame takes beside its bytes.
-const FRAME_OVERHEAD_BYTES: usize = size_of::<CapturedFrame>();
+const LIMITS: Limits = Limits {
+    window: Duration::from_millis(100),
+    frames: 4096,
+    bytes: 1 << 20,
+};
 
 /// Where the commands of a vHBA can be captured.
 #[derive(Debug)]
@@ -43,23 +39,10 @@ pub(in crate::san) struct Tap {
 #[derive(Debug)]
 pub(super) struct CaptureBuffer {
     lun: Option<u16>,
-    snap_bytes: usize,
     initiator: Address,
     target: Address,
     next_exchange: AtomicU16,
-    state: Mutex<CaptureState>,
-}
-
-#[derive(Debug, Default)]
-struct CaptureState {
-    over: bool,
-    waiting: Captured,
-    waiting_bytes: usize,
-    dropped_before: u64,
-    /// Which window this is, and what was taken in it.
-    window: u128,
-    window_frames: usize,
-    window_bytes: usize,
+    queue: CaptureQueue,
 }
 
 /// A command in a capture.
@@ -160,11 +143,10 @@ impl Tap {
         let snap_bytes = usize::try_from(wanted.snap_bytes).unwrap_or(usize::MAX);
         let buffer = Arc::new(CaptureBuffer {
             lun: wanted.lun,
-            snap_bytes: snap_bytes.max(HEADER_BYTES),
             initiator: self.initiator,
             target: self.target,
             next_exchange: AtomicU16::new(0),
-            state: Mutex::default(),
+            queue: CaptureQueue::new(LIMITS, snap_bytes.max(HEADER_BYTES)),
         });
         let mut capture = self.lock();
         if capture.is_some() {
@@ -192,24 +174,17 @@ impl Capture for RunningCapture {
             ..
         } = &*self.tap;
         CaptureInterface {
-            vhba: vhba.clone(),
+            name: vhba.clone(),
+            kind: FrameKind::FibreChannel,
             description: format!(
                 "{initiator} is vhba {vhba}, WWPN {wwpn}; {target} is san-port {port}"
             ),
-            snap_bytes: u32::try_from(self.buffer.snap_bytes).unwrap_or(u32::MAX),
+            snap_bytes: u32::try_from(self.buffer.queue.snap_bytes()).unwrap_or(u32::MAX),
         }
     }
 
     fn take(&self) -> Captured {
-        let mut state = self.buffer.lock();
-        state.waiting_bytes = 0;
-        let (seen, dropped) = (state.waiting.seen, state.waiting.dropped);
-        let next = Captured {
-            seen,
-            dropped,
-            ..Captured::default()
-        };
-        std::mem::replace(&mut state.waiting, next)
+        self.buffer.queue.take()
     }
 }
 
@@ -218,17 +193,11 @@ impl Drop for RunningCapture {
         self.tap.active.store(false, Ordering::Relaxed);
         self.tap.lock().take();
         // Commands that are underway hold the buffer on.
-        let mut state = self.buffer.lock();
-        state.over = true;
-        state.waiting = Captured::default();
+        self.buffer.queue.end();
     }
 }
 
 impl CaptureBuffer {
-    fn lock(&self) -> MutexGuard<'_, CaptureState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn wants(&self, lun: LunBytes) -> bool {
         self.lun.is_none_or(|wanted| match LunAddress::parse(lun) {
             LunAddress::Unit(lun) => lun.number() == wanted,
@@ -264,59 +233,12 @@ impl CaptureBuffer {
         missing_bytes: usize,
         frame: impl FnOnce() -> Vec<u8>,
     ) -> bool {
-        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let at = at.unwrap_or_default();
-        let mut state = self.lock();
-        if state.over {
-            return false;
-        }
-        state.waiting.seen += 1;
-        if !state.has_room(at) {
-            state.count_dropped();
-            return false;
-        }
-        let mut bytes = frame();
-        let original_bytes = u32::try_from(bytes.len() + missing_bytes).unwrap_or(u32::MAX);
-        bytes.truncate(self.snap_bytes);
-        let taken = bytes.len() + FRAME_OVERHEAD_BYTES;
-        state.waiting_bytes += taken;
-        state.window_bytes += taken;
-        state.window_frames += 1;
-        let dropped_before = std::mem::take(&mut state.dropped_before);
-        state.waiting.frames.push(CapturedFrame {
-            at_nanos: u64::try_from(at.as_nanos()).unwrap_or(u64::MAX),
-            original_bytes,
-            dropped_before,
+        self.queue.add(|| Frame {
+            bytes: frame(),
+            missing_bytes,
             comment: comment.map(str::to_owned),
-            bytes,
-        });
-        true
-    }
-
-    fn count_dropped(&self) {
-        let mut state = self.lock();
-        if !state.over {
-            state.waiting.seen += 1;
-            state.count_dropped();
-        }
-    }
-}
-
-impl CaptureState {
-    fn has_room(&mut self, at: Duration) -> bool {
-        let window = at.as_nanos() / WINDOW.as_nanos();
-        if window != self.window {
-            (self.window, self.window_frames, self.window_bytes) = (window, 0, 0);
-        }
-        self.window_frames < WINDOW_FRAMES
-            && self.window_bytes < WINDOW_BYTES
-            && self.waiting.frames.len() < WAITING_FRAMES
-            && self.waiting_bytes < WAITING_BYTES
-    }
-
-    fn count_dropped(&mut self) {
-        self.waiting.dropped += 1;
-        self.dropped_before += 1;
+            direction: None,
+        })
     }
 }
 
@@ -327,7 +249,7 @@ impl Exchange {
 
     pub(super) fn data(&self, from_target: bool, offset: u32, data: &[u8]) {
         // What nobody keeps is not copied.
-        let kept = self.buffer.snap_bytes.saturating_sub(HEADER_BYTES);
+        let kept = self.buffer.queue.snap_bytes().saturating_sub(HEADER_BYTES);
         let kept = data.get(..kept).unwrap_or(data);
         self.add(data.len() - kept.len(), || {
             self.between.data(from_target, offset, kept)
@@ -343,7 +265,7 @@ impl Exchange {
         if self.admitted {
             self.buffer.add_cut(None, missing_bytes, frame);
         } else {
-            self.buffer.count_dropped();
+            self.buffer.queue.count_dropped();
         }
     }
 }
@@ -351,6 +273,7 @@ impl Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture_queue::WAITING_FRAMES;
     use fabric_payload::scsi::Tag;
 
     fn tap() -> Arc<Tap> {
@@ -397,7 +320,7 @@ mod tests {
         assert!(capture.take().frames.is_empty());
         drop(capture);
         exchange.data(true, 0, &[7; 512]);
-        assert!(exchange.buffer.lock().waiting.frames.is_empty());
+        assert!(exchange.buffer.queue.take().frames.is_empty());
         assert!(tap.begin(&command(4, 1)).is_none());
         assert!(tap.start(&wanted(None)).is_ok());
     }

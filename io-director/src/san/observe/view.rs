@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use qos_monitor::frames::Capture;
 use qos_monitor::storage::{
-    Capture, CaptureWanted, CommandCounts, LunState, Storage, StorageState, VhbaState,
+    CaptureWanted, CommandCounts, LunState, Storage, StorageState, VhbaState,
 };
 
 use super::NexusStatistics;

@@ -3,9 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::storage::{
-    CaptureInterface, Captured, CapturedFrame, CommandCounts, LunState, StorageState, VhbaState,
-};
+use crate::frames::{CaptureInterface, Captured, CapturedFrame, FrameKind};
+use crate::storage::{CommandCounts, LunState, StorageState, VhbaState};
 
 /// One logical unit, seen by one vHBA, and how many captures of it run.
 #[derive(Default)]
@@ -24,8 +23,9 @@ impl Drop for Running {
 impl Capture for Running {
     fn interface(&self) -> CaptureInterface {
         CaptureInterface {
-            vhba: "vh01.vm1".to_owned(),
+            name: "vh01.vm1".to_owned(),
             description: "01.00.0b".to_owned(),
+            kind: FrameKind::FibreChannel,
             snap_bytes: 256,
         }
     }
@@ -35,6 +35,7 @@ impl Capture for Running {
             at_nanos: 1_800_000_000_123_456_789,
             original_bytes: 300,
             dropped_before: 2,
+            direction: None,
             comment: Some("QUERY TASK".to_owned()),
             bytes: vec![6; 256],
         };

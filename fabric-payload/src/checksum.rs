@@ -1,13 +1,14 @@
-//! Completing a partial checksum for a guest that did not agree to do it itself.
+//! Completing a partial checksum for a receiver that does not do it itself.
 
-use fabric_payload::ethernet::{FLAG_DATA_VALID, FLAG_NEEDS_CSUM, VirtioNetHeader};
+use crate::ethernet::{FLAG_DATA_VALID, FLAG_NEEDS_CSUM, VirtioNetHeader};
 
 /// Stores the Internet checksum that `header` asks for into `frame`, and takes the request back.
 ///
 /// The field holds the sum of the pseudo-header so far, which the sum over the rest includes
 /// (virtio 1.2 section 5.1.6.2). `false`, with nothing changed, if the offsets lie outside of the
 /// frame; a header that passed [`VirtioNetHeader::check`] has none such.
-pub(crate) fn complete(header: &mut VirtioNetHeader, frame: &mut [u8]) -> bool {
+#[must_use]
+pub fn complete(header: &mut VirtioNetHeader, frame: &mut [u8]) -> bool {
     let start = usize::from(header.csum_start.get());
     let field = start + usize::from(header.csum_offset.get());
     let Some(sum) = frame.get(start..).map(internet_checksum) else {
