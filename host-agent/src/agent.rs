@@ -127,10 +127,13 @@ struct Device {
     name: String,
     virtio: Arc<dyn VirtioDevice>,
     fabric: UplinkDevice,
-    /// If it is one.
-    vhba: Option<Arc<VhbaDevice>>,
-    /// If it is one, with the monitor of its VM.
-    vnic: Option<(Arc<VnicDevice>, PathBuf)>,
+    kind: Kind,
+}
+
+enum Kind {
+    /// With the monitor of its VM.
+    Vnic(Arc<VnicDevice>, PathBuf),
+    Vhba(Arc<VhbaDevice>),
 }
 
 impl Device {
@@ -141,12 +144,18 @@ impl Device {
         director: Option<&Director>,
         allow_unsealed_memory: bool,
     ) -> Result<(Served, UplinkDevice)> {
-        if let (Some(vhba), Some(director)) = (&self.vhba, director) {
-            vhba.set_direct_target(director.direct_target(self.fabric.id));
+        if let Some(director) = director {
+            match &self.kind {
+                Kind::Vnic(vnic, _) => vnic.set_direct_port(director.direct_port(self.fabric.id)),
+                Kind::Vhba(vhba) => vhba.set_direct_target(director.direct_target(self.fabric.id)),
+            }
         }
-        let vnic = self.vnic.map(|(vnic, monitor)| {
-            GuestLink::start(vnic.clone(), monitor).map(|link| (vnic, link))
-        });
+        let vnic = match self.kind {
+            Kind::Vnic(vnic, monitor) => {
+                Some(GuestLink::start(vnic.clone(), monitor).map(|link| (vnic, link)))
+            }
+            Kind::Vhba(_) => None,
+        };
         let vnic = vnic
             .transpose()
             .with_context(|| format!("{} cannot start a thread", self.name))?;
@@ -310,6 +319,7 @@ fn vnic_device(
         } else {
             Offloads::default()
         },
+        busy_poll: host.busy_poll,
     })?;
     let fabric = UplinkDevice {
         id: config.id,
@@ -325,8 +335,7 @@ fn vnic_device(
         name: config.name.clone(),
         virtio: device.clone(),
         fabric,
-        vhba: None,
-        vnic: Some((device, monitor_path(host, &vm.name))),
+        kind: Kind::Vnic(device, monitor_path(host, &vm.name)),
     })
 }
 
@@ -351,8 +360,7 @@ fn vhba_device(host: &HostConfig, config: &VhbaConfig, vm: &VmGrant) -> Result<D
         name: config.name.clone(),
         virtio: device.clone(),
         fabric,
-        vhba: Some(device),
-        vnic: None,
+        kind: Kind::Vhba(device),
     })
 }
 

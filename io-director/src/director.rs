@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
-use fabric_bypass::{DirectSession, DirectTarget};
+use fabric_bypass::{DirectPort, DirectReceiver, DirectSession, DirectTarget, DirectVnic};
 use fabric_config::{
     EdgeSwitchConfig, HostConfig, LabConfig, LinkSecurity, ObjectId, PortName, VhbaConfig,
     VmConfig, VnicConfig,
@@ -135,6 +135,16 @@ struct State {
     san_ports: BTreeMap<PortName, Arc<SanPort>>,
 }
 
+impl State {
+    /// The port of a vNIC.
+    fn ethernet_port(&self, device: DeviceId) -> Option<&Arc<EthernetPort>> {
+        match self.devices.get(&device)?.kind {
+            DeviceKind::Vnic(port) => self.ethernet_ports.get(&port),
+            DeviceKind::Vhba => None,
+        }
+    }
+}
+
 impl Books {
     fn read(&self) -> RwLockReadGuard<'_, State> {
         // Whole between any two statements: going on is safe.
@@ -174,6 +184,30 @@ impl DirectTarget for LocalVhba {
         // While the books are changed the lanes will do: a ring's thread does not wait.
         let state = self.books.0.try_read().ok()?;
         state.vhbas.get(&self.device)?.direct_session(epoch)
+    }
+}
+
+/// A vNIC of a host in this process.
+#[derive(Debug)]
+struct LocalVnic {
+    books: Arc<Books>,
+    device: DeviceId,
+}
+
+impl DirectPort for LocalVnic {
+    fn attach(&self, receiver: Weak<dyn DirectReceiver>) {
+        let state = self.books.read();
+        if let Some(port) = state.ethernet_port(self.device) {
+            port.attach_receiver(self.device, receiver);
+        }
+    }
+
+    fn session(&self, epoch: u16) -> Option<Arc<dyn DirectVnic>> {
+        // While the books are changed the lanes will do: a ring's thread does not wait.
+        let state = self.books.0.try_read().ok()?;
+        state
+            .ethernet_port(self.device)?
+            .direct_vnic(self.device, epoch)
     }
 }
 
@@ -281,6 +315,13 @@ impl Director {
     pub fn direct_target(&self, device: DeviceId) -> Arc<dyn DirectTarget> {
         let books = self.books.clone();
         Arc::new(LocalVhba { books, device })
+    }
+
+    /// The vNIC of that number, whenever there is one, for a host agent in the same process.
+    #[must_use]
+    pub fn direct_port(&self, device: DeviceId) -> Arc<dyn DirectPort> {
+        let books = self.books.clone();
+        Arc::new(LocalVnic { books, device })
     }
 
     /// Who answers for the devices, for sessions without a handshake.

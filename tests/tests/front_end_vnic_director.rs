@@ -8,8 +8,9 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
+use fabric_bypass::{DirectPort, DirectReceiver, DirectVnic};
 use fabric_payload::ethernet::Offloads;
 use fabric_transport::VirtualLane::Network;
 use orimono_tests::front_end::{Buffer, Guest, GuestOptions, Used};
@@ -397,4 +398,110 @@ fn stopped_receive_queue_hands_its_flows_to_the_others() {
     fabric.send(Network, &flow(0));
     let dropped = || world.statistics().receive.dropped(ReceiveDrop::NotRunning);
     until("the drop", || dropped() == 1);
+}
+
+/// A director beside the vNIC that keeps what goes past the lanes.
+#[derive(Debug, Default)]
+struct Beside(Mutex<Vec<Vec<u8>>>);
+
+impl DirectVnic for Beside {
+    fn lane_frames(&self) -> u64 {
+        0
+    }
+    fn transmit<'a>(&self, payloads: &mut dyn Iterator<Item = &'a [u8]>) {
+        let mut taken = self.0.lock().unwrap();
+        taken.extend(payloads.map(<[u8]>::to_vec));
+    }
+}
+
+#[derive(Debug)]
+struct BesidePort(Arc<Beside>);
+
+impl DirectPort for BesidePort {
+    fn attach(&self, _: Weak<dyn DirectReceiver>) {}
+    fn session(&self, _: u16) -> Option<Arc<dyn DirectVnic>> {
+        Some(self.0.clone())
+    }
+}
+
+/// A vNIC whose frames go past the lanes.
+fn beside() -> (World, Arc<Beside>, Fabric) {
+    let world = World::new();
+    let beside = Arc::new(Beside::default());
+    world
+        .device
+        .set_direct_port(Arc::new(BesidePort(beside.clone())));
+    let fabric = world.fabric();
+    (world, beside, fabric)
+}
+
+#[test]
+fn frames_past_the_lanes_are_whole_in_order_and_all_of_them() {
+    let (mut world, beside, fabric) = beside();
+    let mut sent = Vec::new();
+    for round in 0..40 {
+        for place in 0..25_u8 {
+            let bytes = 60 + usize::from(place) * 50 + round;
+            let payload = packet([0; 12], &frame(bytes, place));
+            world.submit(&payload);
+            sent.push(payload);
+        }
+        world.kick();
+        for _ in 0..25 {
+            assert_eq!(world.wait(TRANSMIT).bytes, 0);
+        }
+    }
+    assert!(*beside.0.lock().unwrap() == sent, "frames differ");
+    assert_eq!(fabric.received_untaken(), 0);
+    let transmit = world.statistics().transmit;
+    assert_eq!(transmit.frames, 1000);
+    let bytes: usize = sent.iter().map(|payload| payload.len() - 12).sum();
+    assert_eq!(transmit.bytes, u64::try_from(bytes).unwrap());
+}
+
+#[test]
+fn bad_frames_past_the_lanes_are_returned_and_counted() {
+    let (mut world, beside, _fabric) = beside();
+    let good = packet([0; 12], &frame(100, 1));
+    let runt = packet([0; 12], &frame(13, 2));
+    let too_long = packet([0; 12], &frame(1523, 3));
+    // Segmentation that was not agreed on.
+    let segmented = packet([1, 1, 54, 0, 100, 0, 34, 0, 16, 0, 0, 0], &frame(400, 4));
+    for payload in [&runt, &good, &too_long, &segmented, &good] {
+        world.submit(payload);
+    }
+    // Outside of the guest's memory.
+    let nowhere = Buffer::readable(u64::MAX - 100, 80);
+    let queue = world.guest.queue(TRANSMIT).unwrap();
+    queue.submit(&[nowhere]).unwrap();
+    world.kick();
+    for _ in 0..6 {
+        world.wait(TRANSMIT);
+    }
+    assert_eq!(*beside.0.lock().unwrap(), [good.clone(), good]);
+    let transmit = world.statistics().transmit;
+    let dropped = |reason| transmit.dropped(reason);
+    assert_eq!(transmit.frames, 2);
+    assert_eq!(dropped(TransmitDrop::Runt), 1);
+    assert_eq!(dropped(TransmitDrop::Giant), 1);
+    assert_eq!(dropped(TransmitDrop::BadHeader), 1);
+}
+
+#[test]
+fn ring_that_makes_no_sense_is_left_alone_past_the_lanes() {
+    let (mut world, beside, _fabric) = beside();
+    let queue = world.guest.queue(TRANSMIT).unwrap();
+    let far = queue.next_available().wrapping_add(10_000);
+    queue.set_available_index(far).unwrap();
+    queue.kick().unwrap();
+    queue.wait_error().unwrap();
+    assert!(beside.0.lock().unwrap().is_empty());
+    // A driver that starts again is served again.
+    world.guest.stop_queue(TRANSMIT).unwrap();
+    world.guest.queue(TRANSMIT).unwrap().reset().unwrap();
+    world.guest.start_queue(TRANSMIT, 0).unwrap();
+    world.submit(&packet([0; 12], &frame(100, 1)));
+    world.kick();
+    world.wait(TRANSMIT);
+    assert_eq!(beside.0.lock().unwrap().len(), 1);
 }

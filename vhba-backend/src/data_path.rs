@@ -9,7 +9,6 @@
 //! before it is sent, so that a reply finds it however fast it comes.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use fabric_payload::scsi::{
@@ -26,8 +25,6 @@ use crate::request::{
 };
 use crate::statistics::{add, count};
 
-/// Looks at an empty ring between two at the clock.
-const LOOKS_PER_CLOCK: u32 = 32;
 /// Requests taken in one turn of a ring.
 const REQUESTS_PER_TURN_MAX: usize = 32;
 
@@ -145,32 +142,6 @@ impl RequestQueue {
     }
 }
 
-/// Looks at an empty ring for up to `longest`, without asking for a kick; whether there is
-/// something. The ring's locks are free in between.
-fn look(ring: &Mutex<RequestQueue>, longest: Duration) -> bool {
-    let end = Instant::now() + longest;
-    let mut looks = 0_u32;
-    loop {
-        let state = lock(ring);
-        let Some(mut ring) = state.queue.as_ref().and_then(Queue::lock) else {
-            return false;
-        };
-        if ring.has_available() {
-            return true;
-        }
-        if looks == 0 {
-            ring.disable_notification();
-        }
-        looks = looks.wrapping_add(1);
-        if looks.is_multiple_of(LOOKS_PER_CLOCK) && Instant::now() >= end {
-            return ring.can_pop() && ring.enable_notification();
-        }
-        drop(ring);
-        drop(state);
-        std::hint::spin_loop();
-    }
-}
-
 /// What a turn leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Turn {
@@ -202,8 +173,9 @@ impl VhbaDevice {
                 Turn::Empty => {}
             }
             let longest = state.poll.emptied(Instant::now());
+            let queue = state.queue.clone().filter(|_| !longest.is_zero());
             drop(state);
-            if longest.is_zero() || !look(ring, longest) {
+            if !queue.is_some_and(|queue| queue.poll(longest)) {
                 return;
             }
         }

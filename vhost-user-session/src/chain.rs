@@ -11,10 +11,13 @@ use std::sync::{Arc, RwLockReadGuard};
 use smallvec::SmallVec;
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestAddress, GuestMemory as GuestMemoryAccess, Permissions};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory as GuestMemoryAccess, GuestMemoryBackend, Permissions,
+};
 
-use crate::MemorySnapshot;
 use crate::queue::QueueInner;
+use crate::{GuestMemory, MemorySnapshot};
 
 /// Most descriptors of one chain, as in QEMU (`VIRTQUEUE_MAX_SIZE`).
 pub const DESCRIPTORS_MAX: usize = 1024;
@@ -64,6 +67,124 @@ pub(crate) struct Segment {
 /// Most requests have no more ranges; longer lists are elsewhere.
 type Segments = SmallVec<[Segment; 4]>;
 
+/// The ranges of a chain, checked.
+#[derive(Debug)]
+pub(crate) struct Ranges {
+    /// The readable ones first.
+    segments: Segments,
+    readable_segments: usize,
+    pub(crate) readable_bytes: u64,
+    pub(crate) writable_bytes: u64,
+}
+
+impl Ranges {
+    /// Walks and checks `descriptors`, which are those of a chain in their order.
+    pub(crate) fn collect(
+        memory: &GuestMemory,
+        descriptors: impl Iterator<Item = Descriptor>,
+    ) -> Result<Self, ChainError> {
+        let mut ranges = Self {
+            segments: Segments::new(),
+            readable_segments: 0,
+            readable_bytes: 0,
+            writable_bytes: 0,
+        };
+        let mut unfinished = None;
+        for (count, descriptor) in descriptors.enumerate() {
+            if count >= DESCRIPTORS_MAX {
+                return Err(ChainError::TooLong);
+            }
+            let segment = Segment {
+                address: descriptor.addr(),
+                bytes: descriptor.len(),
+            };
+            let bytes = u64::from(segment.bytes);
+            let length = usize::try_from(bytes).map_err(|_overflow| ChainError::OutsideMemory)?;
+            let (total, access) = if descriptor.is_write_only() {
+                (&mut ranges.writable_bytes, Permissions::Write)
+            } else {
+                if ranges.readable_segments < ranges.segments.len() {
+                    return Err(ChainError::ReadableAfterWritable);
+                }
+                ranges.readable_segments += 1;
+                (&mut ranges.readable_bytes, Permissions::Read)
+            };
+            // Empty ranges touch no memory; drivers do send them with any address.
+            if length > 0 && !in_memory(memory, segment.address, length, access) {
+                return Err(ChainError::OutsideMemory);
+            }
+            *total = total.saturating_add(bytes);
+            ranges.segments.push(segment);
+            unfinished = Some(descriptor.has_next());
+        }
+        match unfinished {
+            None => Err(ChainError::Empty),
+            // The walk stops early on a bad `next`, a loop and on 4 GiB of data.
+            Some(true) => Err(ChainError::Unterminated),
+            Some(false) => Ok(ranges),
+        }
+    }
+
+    pub(crate) fn readable(&self) -> &[Segment] {
+        let readable = self.segments.get(..self.readable_segments);
+        readable.unwrap_or_default()
+    }
+
+    pub(crate) fn writable(&self) -> &[Segment] {
+        let writable = self.segments.get(self.readable_segments..);
+        writable.unwrap_or_default()
+    }
+}
+
+/// Copies what is from `offset` on in `segments`.
+pub(crate) fn read(
+    memory: &GuestMemory,
+    segments: &[Segment],
+    offset: u64,
+    to: &mut [u8],
+) -> Result<(), ChainError> {
+    let mut rest = to;
+    for (address, bytes) in Pieces::new(segments, offset, rest.len())? {
+        let (now, later) = rest
+            .split_at_mut_checked(bytes)
+            .ok_or(ChainError::OutOfBounds)?;
+        // Nearly always in one mapping, which takes less to find than an iterator over several.
+        match memory.get_slice(address, bytes) {
+            Ok(slice) => {
+                slice.copy_to(now);
+            }
+            Err(_in_pieces) => memory
+                .read_slice(now, address)
+                .map_err(|_unmapped| ChainError::OutsideMemory)?,
+        }
+        rest = later;
+    }
+    Ok(())
+}
+
+/// Copies `from` to where `segments` are from `offset` on.
+pub(crate) fn write(
+    memory: &GuestMemory,
+    segments: &[Segment],
+    offset: u64,
+    from: &[u8],
+) -> Result<(), ChainError> {
+    let mut rest = from;
+    for (address, bytes) in Pieces::new(segments, offset, rest.len())? {
+        let (now, later) = rest
+            .split_at_checked(bytes)
+            .ok_or(ChainError::OutOfBounds)?;
+        match memory.get_slice(address, bytes) {
+            Ok(slice) => slice.copy_from(now),
+            Err(_in_pieces) => memory
+                .write_slice(now, address)
+                .map_err(|_unmapped| ChainError::OutsideMemory)?,
+        }
+        rest = later;
+    }
+    Ok(())
+}
+
 /// One request of the driver: device-readable ranges, then device-writable ranges.
 ///
 /// It keeps the memory it points into mapped. Finish it with [`Chain::complete`] or
@@ -74,11 +195,7 @@ pub struct Chain {
     queue: Arc<QueueInner>,
     memory: MemorySnapshot,
     head: u16,
-    /// The readable ones first.
-    segments: Segments,
-    readable_segments: usize,
-    readable_bytes: u64,
-    writable_bytes: u64,
+    ranges: Ranges,
     finished: bool,
 }
 
@@ -90,56 +207,15 @@ impl Chain {
         raw: DescriptorChain<MemorySnapshot>,
     ) -> Result<Self, ChainError> {
         let head = raw.head_index();
-        let mut segments = Segments::new();
-        let mut readable_segments = 0;
-        let mut readable_bytes = 0_u64;
-        let mut writable_bytes = 0_u64;
-        let mut unfinished = None;
-        for (count, descriptor) in raw.enumerate() {
-            if count >= DESCRIPTORS_MAX {
-                return Err(ChainError::TooLong);
-            }
-            let segment = Segment {
-                address: descriptor.addr(),
-                bytes: descriptor.len(),
-            };
-            let bytes = u64::from(segment.bytes);
-            let length = usize::try_from(bytes).map_err(|_overflow| ChainError::OutsideMemory)?;
-            let (total, access) = if descriptor.is_write_only() {
-                (&mut writable_bytes, Permissions::Write)
-            } else {
-                if readable_segments < segments.len() {
-                    return Err(ChainError::ReadableAfterWritable);
-                }
-                readable_segments += 1;
-                (&mut readable_bytes, Permissions::Read)
-            };
-            // Empty ranges touch no memory; drivers do send them with any address.
-            if length > 0 && !in_memory(&**memory, segment.address, length, access) {
-                return Err(ChainError::OutsideMemory);
-            }
-            *total = total.saturating_add(bytes);
-            segments.push(segment);
-            unfinished = Some(descriptor.has_next());
-        }
-        match unfinished {
-            None => Err(ChainError::Empty),
-            // The iterator stops early on a bad `next`, a loop and on 4 GiB of data.
-            Some(true) => Err(ChainError::Unterminated),
-            Some(false) => {
-                queue.in_flight.add_one();
-                Ok(Self {
-                    queue: Arc::clone(queue),
-                    memory: Arc::clone(memory),
-                    head,
-                    segments,
-                    readable_segments,
-                    readable_bytes,
-                    writable_bytes,
-                    finished: false,
-                })
-            }
-        }
+        let ranges = Ranges::collect(memory, raw)?;
+        queue.in_flight.add_one();
+        Ok(Self {
+            queue: Arc::clone(queue),
+            memory: Arc::clone(memory),
+            head,
+            ranges,
+            finished: false,
+        })
     }
 
     /// Index of the chain's head in the descriptor table.
@@ -151,13 +227,13 @@ impl Chain {
     /// Bytes the device may read, at most 4 GiB.
     #[must_use]
     pub const fn readable_bytes(&self) -> u64 {
-        self.readable_bytes
+        self.ranges.readable_bytes
     }
 
     /// Bytes the device may write, at most 4 GiB.
     #[must_use]
     pub const fn writable_bytes(&self) -> u64 {
-        self.writable_bytes
+        self.ranges.writable_bytes
     }
 
     /// The memory snapshot this chain keeps mapped.
@@ -171,17 +247,7 @@ impl Chain {
     /// # Errors
     /// [`ChainError::OutOfBounds`] if the readable part is shorter; `buffer` is then unspecified.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ChainError> {
-        let mut rest = buffer;
-        for (address, bytes) in Pieces::new(self.readable_segments(), offset, rest.len())? {
-            let (now, later) = rest
-                .split_at_mut_checked(bytes)
-                .ok_or(ChainError::OutOfBounds)?;
-            self.memory
-                .read_slice(now, address)
-                .map_err(|_unmapped| ChainError::OutsideMemory)?;
-            rest = later;
-        }
-        Ok(())
+        read(&self.memory, self.ranges.readable(), offset, buffer)
     }
 
     /// Copies `data` into the writable part at `offset`.
@@ -191,17 +257,7 @@ impl Chain {
     /// ring has ended; nothing is written then.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), ChainError> {
         let _open = self.writing().ok_or(ChainError::Stopped)?;
-        let mut rest = data;
-        for (address, bytes) in Pieces::new(self.writable_segments(), offset, rest.len())? {
-            let (now, later) = rest
-                .split_at_checked(bytes)
-                .ok_or(ChainError::OutOfBounds)?;
-            self.memory
-                .write_slice(now, address)
-                .map_err(|_unmapped| ChainError::OutsideMemory)?;
-            rest = later;
-        }
-        Ok(())
+        write(&self.memory, self.ranges.writable(), offset, data)
     }
 
     /// A cursor over the readable bytes; copies have their own position.
@@ -249,15 +305,11 @@ impl Chain {
     }
 
     pub(crate) fn readable_segments(&self) -> &[Segment] {
-        self.segments
-            .get(..self.readable_segments)
-            .unwrap_or_default()
+        self.ranges.readable()
     }
 
     pub(crate) fn writable_segments(&self) -> &[Segment] {
-        self.segments
-            .get(self.readable_segments..)
-            .unwrap_or_default()
+        self.ranges.writable()
     }
 
     pub(crate) fn belongs_to(&self, queue: &Arc<QueueInner>) -> bool {
@@ -355,7 +407,7 @@ impl ChainReader<'_> {
     /// Bytes not yet read.
     #[must_use]
     pub const fn remaining(&self) -> u64 {
-        self.chain.readable_bytes.saturating_sub(self.offset)
+        self.chain.readable_bytes().saturating_sub(self.offset)
     }
 
     /// Passes over `bytes`, stopping at the end.
@@ -363,7 +415,7 @@ impl ChainReader<'_> {
         self.offset = self
             .offset
             .saturating_add(bytes)
-            .min(self.chain.readable_bytes);
+            .min(self.chain.readable_bytes());
     }
 }
 
@@ -392,7 +444,7 @@ impl ChainWriter<'_> {
     /// Bytes not yet written.
     #[must_use]
     pub const fn remaining(&self) -> u64 {
-        self.chain.writable_bytes.saturating_sub(self.offset)
+        self.chain.writable_bytes().saturating_sub(self.offset)
     }
 
     /// Bytes written so far, as `written` of [`Chain::complete`] wants them.

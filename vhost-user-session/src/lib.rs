@@ -28,6 +28,7 @@
 //! this runs the device in a process of its own.
 
 mod backend;
+mod batch;
 mod bitmap;
 mod busy_poll;
 pub mod chain;
@@ -40,6 +41,7 @@ mod shim;
 mod socket;
 mod vring;
 
+pub use batch::{BatchChain, RingBatch};
 pub use bitmap::{DirtyBitmap, DirtySlice};
 pub use busy_poll::BusyPoll;
 pub use chain::{Chain, ChainError, ChainReader, ChainWriter};

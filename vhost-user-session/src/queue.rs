@@ -24,16 +24,25 @@ use vhost_user_backend::VringState;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
 
-use crate::chain::Chain;
+use crate::chain::{Chain, ChainError};
 use crate::vring::SessionVring;
 use crate::{GuestMemory, MemorySnapshot};
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT (virtio 1.2, 2.7.6).
-const AVAIL_NO_INTERRUPT: u16 = 1;
+pub(crate) const AVAIL_NO_INTERRUPT: u16 = 1;
+
+/// Looks at an empty ring between two looks at the clock.
+const LOOKS_PER_CLOCK: u32 = 16;
 
 /// How the driver broke a ring.
 #[derive(Debug, ThisError)]
 pub enum QueueError {
+    /// The available index is further ahead than the ring is long.
+    #[error("available index is beyond the ring")]
+    AvailableIndex,
+    /// A part of the ring lies in two mappings of guest memory.
+    #[error("ring is not in one piece of guest memory")]
+    RingInPieces,
     /// Descriptor table, available or used ring do not lie in guest memory.
     #[error("ring is not completely in guest memory")]
     RingOutsideMemory,
@@ -273,15 +282,8 @@ impl Queue {
     /// Hold it for a batch, not while waiting for anything; [`Chain::complete`] takes it too.
     #[must_use]
     pub fn lock(&self) -> Option<QueueGuard<'_>> {
-        if self.is_broken() || self.inner.is_closed() {
-            return None;
-        }
+        let vring = self.vring()?;
         let memory = self.memory();
-        let vring = self.inner.vring.state()?;
-        // Closing takes the lock as well, so this answer holds until the guard is dropped.
-        if self.inner.is_closed() {
-            return None;
-        }
         Some(QueueGuard {
             queue: self,
             vring,
@@ -319,6 +321,37 @@ impl Queue {
         }
     }
 
+    /// Looks at an empty ring for up to `longest`, without asking for a kick; whether there is
+    /// something. The lock is free in between. If there is nothing a kick was asked for.
+    #[must_use]
+    pub fn poll(&self, longest: Duration) -> bool {
+        let end = Instant::now() + longest;
+        let mut looks = 0_u32;
+        loop {
+            let Some(mut ring) = self.lock() else {
+                return false;
+            };
+            if ring.has_available() {
+                return true;
+            }
+            if looks == 0 {
+                ring.disable_notification();
+            }
+            looks = looks.wrapping_add(1);
+            if looks.is_multiple_of(LOOKS_PER_CLOCK) {
+                if Instant::now() >= end {
+                    return ring.can_pop() && ring.enable_notification();
+                }
+                drop(ring);
+                // Whoever fills the ring may have to run on this processor.
+                std::thread::yield_now();
+            } else {
+                drop(ring);
+                std::hint::spin_loop();
+            }
+        }
+    }
+
     /// Marks the ring broken: nothing is taken from it or written to it until it is restarted.
     ///
     /// Logged once and counted; the front-end is told through the ring's error event, if it gave
@@ -337,6 +370,33 @@ impl Queue {
             "queue stopped, driver must reset the device"
         );
         self.inner.vring.signal_error();
+    }
+
+    /// The locked ring; `None` if it was stopped or is broken.
+    pub(crate) fn vring(
+        &self,
+    ) -> Option<MutexGuard<'_, VringState<GuestMemoryAtomic<GuestMemory>>>> {
+        if self.is_broken() || self.inner.is_closed() {
+            return None;
+        }
+        let vring = self.inner.vring.state()?;
+        // Closing takes the lock as well, so this answer holds until the guard is dropped.
+        (!self.inner.is_closed()).then_some(vring)
+    }
+
+    /// Whether chains may come out of it, if the front-end has enabled it.
+    pub(crate) fn is_running(&self) -> bool {
+        !self.is_broken() && self.inner.phase.load(Ordering::Acquire) == Phase::Running as u8
+    }
+
+    pub(crate) fn log_malformed(&self, head: u16, error: ChainError) {
+        tracing::debug!(
+            device = &*self.inner.device,
+            queue = self.inner.index,
+            head,
+            error = &error as &dyn Error,
+            "malformed chain returned unused"
+        );
     }
 
     /// No more chains come out of the ring from now on.
@@ -395,10 +455,7 @@ impl QueueGuard<'_> {
     /// Whether chains may be taken now: enabled by the front-end, not stopping, not broken.
     #[must_use]
     pub fn can_pop(&self) -> bool {
-        self.vring.is_enabled()
-            && self.vring.get_queue().ready()
-            && !self.queue.is_broken()
-            && self.queue.inner.phase.load(Ordering::Acquire) == Phase::Running as u8
+        self.vring.is_enabled() && self.vring.get_queue().ready() && self.queue.is_running()
     }
 
     /// Whether the driver has made something available; a look costs a load and asks nothing of the
@@ -453,13 +510,7 @@ impl QueueGuard<'_> {
                         .counters
                         .chains_rejected
                         .fetch_add(1, Ordering::Relaxed);
-                    tracing::debug!(
-                        device = &*self.queue.inner.device,
-                        queue = self.queue.inner.index,
-                        head,
-                        error = &error as &dyn Error,
-                        "malformed chain returned unused"
-                    );
+                    self.queue.log_malformed(head, error);
                     self.write_used(head, 0);
                 }
             }

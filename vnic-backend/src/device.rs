@@ -2,18 +2,22 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
+use fabric_bypass::{DirectPort, DirectReceiver};
 use fabric_payload::ethernet::{
     ETHERNET_HEADER_BYTES, FRAME_BYTES_MAX, HEADER_BYTES, LinkState, Offloads,
 };
 use fabric_transport::control::Windows;
 use fabric_transport::frame::{BLOCK_BYTES, DeviceId};
+use fabric_transport::link::spin_allowed;
 use fabric_transport::{LaneClient, LaneSet, Receipt, VirtualLane};
 use vhost_user_session::{Queue, StopReason, VirtioDevice, Waker};
 
+use crate::direct::Attached;
 use crate::features::{self, Negotiated};
-use crate::receive::{Delivery, Receiver, prepare};
+use crate::receive::{Receiver, prepare};
 use crate::statistics::{Counters, ReceiveDrop, VnicStatistics};
 use crate::steering;
 use crate::transmit::{Context, Transmitter, Turn};
@@ -48,10 +52,13 @@ pub struct VnicConfig {
     /// What the director's port can do for the guest: a TAP with virtio-net headers everything, a
     /// plain one nothing.
     pub offloads: Offloads,
+    /// How long the thread of a queue pair looks at its transmit ring before it sleeps, if the guest's
+    /// frames follow each other that fast; zero: never.
+    pub busy_poll: Duration,
 }
 
 impl VnicConfig {
-    /// One queue pair, an MTU of 1500, no offloads.
+    /// One queue pair, an MTU of 1500, no offloads, no polling.
     #[must_use]
     pub fn new(name: impl Into<String>, device: DeviceId, mac: [u8; 6]) -> Self {
         Self {
@@ -61,6 +68,7 @@ impl VnicConfig {
             mtu: 1500,
             mac,
             offloads: Offloads::default(),
+            busy_poll: Duration::ZERO,
         }
     }
 }
@@ -110,7 +118,7 @@ pub fn windows() -> Windows {
 }
 
 /// The two rings of a queue pair, each with a lock of its own: they share nothing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pair {
     receiver: Mutex<Receiver>,
     transmitter: Mutex<Transmitter>,
@@ -124,13 +132,16 @@ struct Pair {
 pub struct VnicDevice {
     config: VnicConfig,
     pairs: Vec<Pair>,
-    lanes: Mutex<Option<LaneSet>>,
+    attached: Mutex<Option<Arc<Attached>>>,
+    /// The director, if it is in this process.
+    director: OnceLock<Arc<dyn DirectPort>>,
+    me: Weak<Self>,
     wakers: OnceLock<Vec<Waker>>,
     features: AtomicU64,
     mtu: AtomicU16,
     /// Bit n: the receive ring of pair n may be used. Changed under that receiver's lock.
     usable: AtomicU32,
-    /// Bit n: pair n has filled buffers of this batch. Only the link's thread uses it.
+    /// Bit n: pair n has filled buffers of this batch. Whose batch ends first tells of them all.
     touched: AtomicU32,
     counters: Counters,
     /// What the director of this session said last.
@@ -194,11 +205,23 @@ impl VnicDevice {
         if config.mac == [0; 6] || first & 1 == 1 {
             return Err(ConfigError::Mac { name: name() });
         }
-        Ok(Arc::new(Self {
-            pairs: (0..config.queue_pairs)
-                .map(|_pair| Pair::default())
+        // With one processor, who looks keeps the driver from running.
+        let busy_poll = if spin_allowed() {
+            config.busy_poll
+        } else {
+            Duration::ZERO
+        };
+        let pair = || Pair {
+            receiver: Mutex::default(),
+            transmitter: Mutex::new(Transmitter::new(busy_poll)),
+        };
+        Ok(Arc::new_cyclic(|me| Self {
+            pairs: std::iter::repeat_with(pair)
+                .take(config.queue_pairs)
                 .collect(),
-            lanes: Mutex::new(None),
+            attached: Mutex::new(None),
+            director: OnceLock::new(),
+            me: me.clone(),
             wakers: OnceLock::new(),
             features: AtomicU64::new(0),
             mtu: AtomicU16::new(config.mtu),
@@ -209,6 +232,14 @@ impl VnicDevice {
             link_watcher: OnceLock::new(),
             config,
         }))
+    }
+
+    /// Lets frames go past the lanes of a director in this process. Called once, before the uplink
+    /// starts.
+    pub fn set_direct_port(&self, director: Arc<dyn DirectPort>) {
+        if self.director.set(director).is_err() {
+            tracing::error!(device = self.config.name, "device has a director already");
+        }
     }
 
     /// Whether the guest has a link: a director serves the device, and has not said that the port or
@@ -245,7 +276,7 @@ impl VnicDevice {
     /// Whether a director serves the device now.
     #[must_use]
     pub fn is_attached(&self) -> bool {
-        lock(&self.lanes).is_some()
+        lock(&self.attached).is_some()
     }
 
     /// Receive queues that take frames now; 0 without a driver.
@@ -282,55 +313,101 @@ impl VnicDevice {
         let Some(rings) = self.pairs.get(pair) else {
             return;
         };
-        let mut transmitter = lock(&rings.transmitter);
-        if transmitter.is_stalled() && !even_if_stalled {
+        loop {
+            let mut transmitter = lock(&rings.transmitter);
+            if transmitter.is_stalled() && !even_if_stalled {
+                return;
+            }
+            let context = Context {
+                counters: &self.counters,
+                attached: lock(&self.attached).clone(),
+                negotiated: self.negotiated(),
+                mtu: self.mtu.load(Ordering::Relaxed),
+            };
+            match transmitter.run(&context) {
+                Turn::Stalled => return,
+                Turn::More => return self.wake(pair),
+                Turn::Empty => {}
+            }
+            let polled = transmitter.emptied();
+            drop(transmitter);
+            if polled.is_some_and(|(queue, longest)| queue.poll(longest)) {
+                continue;
+            }
+            if let Some(attached) = &context.attached {
+                lock(&rings.transmitter).pay(attached);
+            }
             return;
-        }
-        let context = Context {
-            counters: &self.counters,
-            lanes: lock(&self.lanes).clone(),
-            negotiated: self.negotiated(),
-            mtu: self.mtu.load(Ordering::Relaxed),
-        };
-        if transmitter.run(&context) == Turn::More {
-            self.wake(pair);
         }
     }
 
-    fn deliver(&self, payload: &[u8]) -> Result<usize, ReceiveDrop> {
+    /// Puts payloads into the guest's buffers, or drops and counts them.
+    fn receive_all<'a>(&self, payloads: &mut dyn Iterator<Item = &'a [u8]>) {
         let negotiated = self.negotiated();
-        if self.usable.load(Ordering::Acquire) == 0 {
-            return Err(ReceiveDrop::NotRunning);
-        }
-        let incoming = prepare(payload, negotiated.receive_offloads())?;
-        let flow = steering::flow_hash(&incoming.frame);
-        // Each round that does not return takes a bit away.
-        for _round in 0..=QUEUE_PAIRS_MAX {
-            let pair = steering::select(flow, self.usable.load(Ordering::Acquire));
+        let offloads = negotiated.receive_offloads();
+        let mut next = || {
+            for payload in &mut *payloads {
+                match prepare(payload, offloads) {
+                    Ok(incoming) => return Some(incoming),
+                    Err(reason) => self.counters.receive_dropped(reason),
+                }
+            }
+            None
+        };
+        let mut waiting = next();
+        while let Some(incoming) = waiting.take() {
+            let usable = self.usable.load(Ordering::Acquire);
+            let pair = steering::pair_of(&incoming.frame, usable);
             let Some((pair, rings)) = pair.and_then(|pair| Some((pair, self.pairs.get(pair)?)))
             else {
-                break;
+                self.counters.receive_dropped(ReceiveDrop::NotRunning);
+                waiting = next();
+                continue;
+            };
+            let mut of_this_ring = || {
+                let incoming = next()?;
+                if steering::pair_of(&incoming.frame, usable) == Some(pair) {
+                    return Some(incoming);
+                }
+                waiting = Some(incoming);
+                None
             };
             let mut receiver = lock(&rings.receiver);
-            match receiver.deliver(&incoming, negotiated, &self.counters) {
-                Delivery::Delivered => {
+            let filled = receiver.fill(incoming, &mut of_this_ring, negotiated, &self.counters);
+            match filled {
+                Ok(()) => {
                     self.touched.fetch_or(bit(pair), Ordering::Relaxed);
-                    if incoming.completed {
-                        self.counters.checksum_completed();
-                    }
-                    return Ok(incoming.frame.len());
                 }
-                Delivery::Dropped(reason) => {
-                    // Useless buffers may have been taken all the same.
-                    self.touched.fetch_or(bit(pair), Ordering::Relaxed);
-                    return Err(reason);
-                }
-                Delivery::Unusable => {
+                Err(incoming) => {
+                    // Each such round takes one away.
                     self.usable.fetch_and(!bit(pair), Ordering::Release);
+                    waiting = Some(incoming);
                 }
             }
         }
-        Err(ReceiveDrop::NotRunning)
+    }
+
+    /// Tells the guest of what it got.
+    fn tell(&self) {
+        let touched = self.touched.swap(0, Ordering::Relaxed);
+        for (pair, rings) in self.pairs.iter().enumerate() {
+            if touched & bit(pair) != 0 {
+                lock(&rings.receiver).tell();
+            }
+        }
+    }
+}
+
+impl DirectReceiver for VnicDevice {
+    fn lane_frames(&self, epoch: u16) -> Option<u64> {
+        let attached = lock(&self.attached);
+        let attached = attached.as_ref().filter(|it| it.lanes.epoch() == epoch)?;
+        Some(attached.received.load(Ordering::Acquire))
+    }
+
+    fn take<'a>(&self, payloads: &mut dyn Iterator<Item = &'a [u8]>) {
+        self.receive_all(payloads);
+        self.tell();
     }
 }
 
@@ -430,37 +507,36 @@ impl VirtioDevice for VnicDevice {
 impl LaneClient for VnicDevice {
     fn up(&self, lanes: LaneSet) {
         self.port_is_up.store(true, Ordering::Release);
-        *lock(&self.lanes) = Some(lanes);
+        let director = self.director.get().cloned();
+        if let Some(director) = &director {
+            director.attach(self.me.clone());
+        }
+        *lock(&self.attached) = Some(Arc::new(Attached::new(lanes, director)));
         self.wake_all();
         self.link_news(LinkNews::Changed);
     }
 
     /// Always consumed at once: a guest that takes nothing must not hold the lane's credit.
     fn receive(&self, lane: VirtualLane, payload: &[u8]) -> Receipt {
-        let delivered = match lane {
-            VirtualLane::Network => self.deliver(payload),
+        match lane {
+            VirtualLane::Network => {
+                self.receive_all(&mut std::iter::once(payload));
+                if let Some(attached) = &*lock(&self.attached) {
+                    attached.received.fetch_add(1, Ordering::Release);
+                }
+            }
             VirtualLane::TaskManagement if let Some(state) = LinkState::read(payload) => {
                 self.port_is_up
                     .store(state == LinkState::Up, Ordering::Release);
                 self.link_news(LinkNews::Changed);
-                return Receipt::Consumed;
             }
-            _ => Err(ReceiveDrop::Malformed),
-        };
-        match delivered {
-            Ok(frame_bytes) => self.counters.received(frame_bytes),
-            Err(reason) => self.counters.receive_dropped(reason),
+            _ => self.counters.receive_dropped(ReceiveDrop::Malformed),
         }
         Receipt::Consumed
     }
 
     fn batch_end(&self) {
-        let touched = self.touched.swap(0, Ordering::Relaxed);
-        for (pair, rings) in self.pairs.iter().enumerate() {
-            if touched & bit(pair) != 0 {
-                lock(&rings.receiver).finish_batch();
-            }
-        }
+        self.tell();
     }
 
     fn writable(&self) {
@@ -469,10 +545,13 @@ impl LaneClient for VnicDevice {
     }
 
     fn down(&self, epoch: u16) {
-        let mut lanes = lock(&self.lanes);
-        if lanes.as_ref().is_some_and(|lanes| lanes.epoch() == epoch) {
-            *lanes = None;
-            drop(lanes);
+        let mut attached = lock(&self.attached);
+        if attached
+            .as_ref()
+            .is_some_and(|it| it.lanes.epoch() == epoch)
+        {
+            *attached = None;
+            drop(attached);
             // A stalled ring goes on, into the counter of frames without a session.
             self.wake_all();
             self.link_news(LinkNews::Changed);

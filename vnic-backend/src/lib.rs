@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod device;
+mod direct;
 mod features;
 mod receive;
 mod statistics;

@@ -1,8 +1,8 @@
 //! Fabric to guest: one receive ring.
 //!
-//! Frames are written into the guest's buffers as they come; the buffers are returned, in order
-//! and with one signal, when the link's batch ends. A frame without room is dropped and the
-//! buffers it had got go back unused, so the guest never sees half a frame.
+//! Frames are written into the guest's buffers as they come, which are returned at once, in order; the
+//! signal follows when the batch ends. A frame without room is dropped and the buffers it had got go
+//! back unused, so the guest never sees half a frame.
 
 use std::borrow::Cow;
 
@@ -10,11 +10,16 @@ use fabric_payload::checksum;
 use fabric_payload::ethernet::{
     FLAG_DATA_VALID, FLAG_NEEDS_CSUM, FrameError, HEADER_BYTES, Offloads, VirtioNetHeader,
 };
-use vhost_user_session::{Chain, ChainError, Queue, QueueGuard};
+use smallvec::SmallVec;
+use vhost_user_session::{BatchChain, ChainError, Queue, RingBatch};
 use zerocopy::IntoBytes;
 
 use crate::features::Negotiated;
 use crate::statistics::{Counters, ReceiveDrop};
+
+/// Most frames fit into one buffer.
+type Buffers = SmallVec<[BatchChain; 1]>;
+type Lengths = SmallVec<[u32; 1]>;
 
 /// A frame as the guest is to see it.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,23 +67,12 @@ pub(crate) fn prepare(payload: &[u8], offloads: Offloads) -> Result<Incoming<'_>
     Ok(incoming)
 }
 
-/// What became of a frame.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Delivery {
-    /// It is in the guest's buffers.
-    Delivered,
-    /// It was dropped.
-    Dropped(ReceiveDrop),
-    /// The ring cannot be used; another one may.
-    Unusable,
-}
-
 /// One receive ring; `None` in `queue` while it is stopped.
 #[derive(Debug, Default)]
 pub(crate) struct Receiver {
     queue: Option<Queue>,
-    /// Filled buffers of this batch with the bytes written, in the order of taking.
-    filled: Vec<(Chain, u32)>,
+    /// The used index that the driver was told of last, if it has moved since.
+    told: Option<u16>,
 }
 
 impl Receiver {
@@ -90,10 +84,11 @@ impl Receiver {
         self.queue = Some(queue);
     }
 
-    /// Returns what is filled, and lets the ring go.
+    /// Tells the driver what is filled, and lets the ring go.
     pub(crate) fn stop(&mut self) {
-        self.finish_batch();
+        self.tell();
         self.queue = None;
+        self.told = None;
     }
 
     pub(crate) fn is_usable(&self) -> bool {
@@ -101,110 +96,130 @@ impl Receiver {
         ring.is_some_and(|ring| ring.can_pop())
     }
 
-    pub(crate) fn deliver(
+    /// Writes `incoming`, and what `next` has behind it, into the guest's buffers, or drops it.
+    ///
+    /// # Errors
+    /// The ring cannot be used; `incoming` comes back, for another one.
+    pub(crate) fn fill<'a>(
         &mut self,
-        incoming: &Incoming<'_>,
+        incoming: Incoming<'a>,
+        next: &mut dyn FnMut() -> Option<Incoming<'a>>,
         negotiated: Negotiated,
         counters: &Counters,
-    ) -> Delivery {
-        let Some(queue) = self.queue.as_ref() else {
-            return Delivery::Unusable;
+    ) -> Result<(), Incoming<'a>> {
+        let Some(queue) = &self.queue else {
+            return Err(incoming);
         };
-        let Some(mut ring) = queue.lock() else {
-            return Delivery::Unusable;
+        let memory = queue.memory();
+        let Some(mut ring) = queue.batch(&memory) else {
+            return Err(incoming);
         };
-        if !ring.can_pop() {
-            return Delivery::Unusable;
-        }
-        let header_bytes = negotiated.header_bytes();
-        let needed = bytes(header_bytes).saturating_add(bytes(incoming.frame.len()));
-        let mut taken = Vec::new();
-        let mut room = 0_u64;
-        let outcome = loop {
-            let Some(chain) = ring.pop() else {
-                break Err(ReceiveDrop::NoBuffers);
-            };
-            let writable = chain.writable_bytes();
-            if taken.is_empty() && writable < bytes(header_bytes) {
-                // Useless for any frame: returned empty, or it would block the ring for ever.
-                counters.bad_receive_buffer();
-                self.filled.push((chain, 0));
-                continue;
-            }
-            room = room.saturating_add(writable);
-            taken.push(chain);
-            if room >= needed {
-                break Ok(());
-            }
-            if !negotiated.mergeable_buffers() {
-                break Err(ReceiveDrop::BufferTooSmall);
-            }
-        };
-        let written = match outcome {
-            Ok(()) => {
-                write(&taken, incoming, header_bytes).map_err(|_guest| ReceiveDrop::NoBuffers)
-            }
-            Err(reason) => Err(reason),
-        };
-        match written {
-            Ok(lengths) => {
-                self.filled.extend(taken.into_iter().zip(lengths));
-                Delivery::Delivered
-            }
-            Err(reason) => {
-                put_back(&mut ring, taken);
-                Delivery::Dropped(reason)
-            }
-        }
-    }
-
-    /// Returns the filled buffers to the driver, with one signal.
-    pub(crate) fn finish_batch(&mut self) {
-        if self.filled.is_empty() {
-            return;
-        }
-        match self.queue.as_ref().and_then(Queue::lock) {
-            Some(mut ring) => {
-                for (chain, written) in self.filled.drain(..) {
-                    ring.add_used(chain, written);
+        let (mut frames, mut frame_bytes) = (0, 0);
+        let mut incoming = Some(incoming);
+        while let Some(now) = incoming {
+            match deliver(&mut ring, &now, negotiated, counters) {
+                Ok(()) => {
+                    frames += 1;
+                    frame_bytes += now.frame.len();
+                    if now.completed {
+                        counters.checksum_completed();
+                    }
                 }
+                Err(reason) => counters.receive_dropped(reason),
             }
-            // The ring broke under the batch: it takes nothing any more.
-            None => self.filled.clear(),
+            incoming = next();
+        }
+        counters.received(frames, frame_bytes);
+        let before = ring.publish();
+        self.told.get_or_insert(before);
+        Ok(())
+    }
+
+    /// Signals what was filled since the last time.
+    pub(crate) fn tell(&mut self) {
+        if let Some(before) = self.told.take()
+            && let Some(queue) = &self.queue
+            && let Some(mut ring) = queue.batch(&queue.memory())
+        {
+            ring.signal_since(before);
         }
     }
 }
 
-/// Gives unused buffers back to the front of the ring.
-fn put_back(ring: &mut QueueGuard<'_>, taken: Vec<Chain>) {
-    for chain in taken.into_iter().rev() {
-        ring.unpop(chain);
+/// Writes a frame into as many buffers as it needs, if there are as many.
+fn deliver(
+    ring: &mut RingBatch<'_>,
+    incoming: &Incoming<'_>,
+    negotiated: Negotiated,
+    counters: &Counters,
+) -> Result<(), ReceiveDrop> {
+    let header_bytes = negotiated.header_bytes();
+    let needed = bytes(header_bytes).saturating_add(bytes(incoming.frame.len()));
+    let mut taken = Buffers::new();
+    let mut position = ring.position();
+    let mut room = 0_u64;
+    let outcome = loop {
+        let Some(buffer) = ring.pop() else {
+            break Err(ReceiveDrop::NoBuffers);
+        };
+        let writable = buffer.writable_bytes();
+        if taken.is_empty() && writable < bytes(header_bytes) {
+            // Useless for any frame: returned empty, or it would block the ring for ever.
+            counters.bad_receive_buffer();
+            ring.add_used(buffer, 0);
+            position = ring.position();
+            continue;
+        }
+        room = room.saturating_add(writable);
+        taken.push(buffer);
+        if room >= needed {
+            break Ok(());
+        }
+        if !negotiated.mergeable_buffers() {
+            break Err(ReceiveDrop::BufferTooSmall);
+        }
+    };
+    let written = outcome.and_then(|()| {
+        write(ring, &taken, incoming, header_bytes).map_err(|_guest| ReceiveDrop::NoBuffers)
+    });
+    match written {
+        Ok(lengths) => {
+            for (buffer, length) in taken.into_iter().zip(lengths) {
+                ring.add_used(buffer, length);
+            }
+            Ok(())
+        }
+        Err(reason) => {
+            ring.put_back(position, taken);
+            Err(reason)
+        }
     }
 }
 
-/// Writes header and frame over `chains`, whose room was checked; returns the bytes in each.
+/// Writes header and frame over `buffers`, whose room was checked; returns the bytes in each.
 fn write(
-    chains: &[Chain],
+    ring: &RingBatch<'_>,
+    buffers: &[BatchChain],
     incoming: &Incoming<'_>,
     header_bytes: usize,
-) -> Result<Vec<u32>, ChainError> {
+) -> Result<Lengths, ChainError> {
     let mut header = incoming.header;
-    header.num_buffers = u16::try_from(chains.len()).unwrap_or(u16::MAX).into();
+    header.num_buffers = u16::try_from(buffers.len()).unwrap_or(u16::MAX).into();
     let header = header
         .as_bytes()
         .get(..header_bytes.min(HEADER_BYTES))
         .unwrap_or_default();
     let mut rest = &*incoming.frame;
-    let mut lengths = Vec::with_capacity(chains.len());
+    let mut lengths = Lengths::new();
     let mut offset = header.len();
-    if let Some(first) = chains.first() {
-        first.write_at(0, header)?;
+    if let Some(first) = buffers.first() {
+        ring.write(first, 0, header)?;
     }
-    for chain in chains {
-        let room = chain.writable_bytes().saturating_sub(bytes(offset));
+    for buffer in buffers {
+        let room = buffer.writable_bytes().saturating_sub(bytes(offset));
         let now = usize::try_from(room).unwrap_or(usize::MAX).min(rest.len());
         let (part, later) = rest.split_at_checked(now).unwrap_or((rest, &[]));
-        chain.write_at(bytes(offset), part)?;
+        ring.write(buffer, bytes(offset), part)?;
         lengths.push(u32::try_from(offset + part.len()).unwrap_or(u32::MAX));
         rest = later;
         offset = 0;

@@ -110,8 +110,8 @@ impl<const REASONS: usize> Default for Direction<REASONS> {
 }
 
 impl<const REASONS: usize> Direction<REASONS> {
-    fn passed(&self, frame_bytes: usize) {
-        add(&self.frames, 1);
+    fn passed(&self, frames: u64, frame_bytes: usize) {
+        add(&self.frames, frames);
         add(&self.bytes, u64::try_from(frame_bytes).unwrap_or(u64::MAX));
     }
 
@@ -143,23 +143,25 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn transmitted(&self, frame_bytes: usize) {
-        self.transmit.passed(frame_bytes);
+    pub(crate) fn transmitted(&self, frames: u64, frame_bytes: usize) {
+        self.transmit.passed(frames, frame_bytes);
     }
 
-    pub(crate) fn received(&self, frame_bytes: usize) {
-        self.receive.passed(frame_bytes);
+    pub(crate) fn received(&self, frames: u64, frame_bytes: usize) {
+        self.receive.passed(frames, frame_bytes);
     }
 
     pub(crate) fn transmit_dropped(&self, reason: TransmitDrop) {
-        for (known, counter) in TransmitDrop::ALL.iter().zip(&self.transmit.drops) {
-            add(counter, u64::from(*known == reason));
+        let drops = TransmitDrop::ALL.iter().zip(&self.transmit.drops);
+        for (_, counter) in drops.filter(|(known, _)| **known == reason) {
+            add(counter, 1);
         }
     }
 
     pub(crate) fn receive_dropped(&self, reason: ReceiveDrop) {
-        for (known, counter) in ReceiveDrop::ALL.iter().zip(&self.receive.drops) {
-            add(counter, u64::from(*known == reason));
+        let drops = ReceiveDrop::ALL.iter().zip(&self.receive.drops);
+        for (_, counter) in drops.filter(|(known, _)| **known == reason) {
+            add(counter, 1);
         }
     }
 

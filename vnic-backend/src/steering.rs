@@ -78,8 +78,18 @@ fn hash(parts: &[&[u8]]) -> u32 {
     hash ^ hash >> 16
 }
 
+/// The queue pair for `frame` among those whose bit is set in `usable`; `None` if none is.
+pub(crate) fn pair_of(frame: &[u8], usable: u32) -> Option<usize> {
+    // Most guests have one pair: it is nobody's choice.
+    let flow = match usable.count_ones() {
+        0 | 1 => 0,
+        _ => flow_hash(frame),
+    };
+    select(flow, usable)
+}
+
 /// The queue pair for `flow` among those whose bit is set in `usable`; `None` if none is.
-pub(crate) fn select(flow: u32, usable: u32) -> Option<usize> {
+fn select(flow: u32, usable: u32) -> Option<usize> {
     let place = flow.checked_rem(usable.count_ones())?;
     let pair = (0..u32::BITS)
         .filter(|pair| usable >> pair & 1 == 1)

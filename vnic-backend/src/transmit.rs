@@ -4,30 +4,41 @@
 //! Reading --lane blocked--> Stalled --writable, up, down--> Reading
 //! ```
 //!
+//! Past the lanes of a director in this process ([`crate::direct`]) it never stalls.
+//!
 //! A stalled ring holds one frame with its chain and takes no more from the guest; a ring that is
 //! stopped meanwhile gives that chain back unread, so nothing is lost and nothing sent twice.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use fabric_bypass::DirectVnic;
 use fabric_payload::ethernet::{
     ETHERNET_HEADER_BYTES, FLAG_NEEDS_CSUM, FRAME_BYTES_MAX, FrameError, HEADER_BYTES, Offloads,
     VirtioNetHeader,
 };
-use fabric_transport::{FrameBuffer, LaneSet, SendRefused, VirtualLane};
-use vhost_user_session::{Chain, Queue};
+use fabric_transport::{FrameBuffer, SendRefused, VirtualLane};
+use vhost_user_session::{BatchChain, BusyPoll, Chain, ChainError, Queue, QueueGuard, RingBatch};
 use zerocopy::IntoBytes;
+
+use crate::direct::{Attached, DirectBatch};
 
 use crate::features::Negotiated;
 use crate::statistics::{Counters, TransmitDrop};
 
 /// Frames taken in one turn, so that a flood cannot keep the thread from the pair's other work.
-const FRAMES_PER_TURN_MAX: usize = 64;
+const FRAMES_PER_TURN_MAX: usize = 256;
 /// Two VLAN tags, which the MTU does not count.
 const TAG_BYTES_MAX: usize = 8;
 
 /// What a turn leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// The ring is empty, stopped or stalled: somebody will call again.
-    Done,
+    /// The ring is empty or stopped.
+    Empty,
+    /// It waits for its lane, or is stopped: somebody will call again.
+    Stalled,
     /// The turn's limit ended it: call again.
     More,
 }
@@ -36,7 +47,7 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
     pub(crate) counters: &'a Counters,
-    pub(crate) lanes: Option<LaneSet>,
+    pub(crate) attached: Option<Arc<Attached>>,
     pub(crate) negotiated: Negotiated,
     pub(crate) mtu: u16,
 }
@@ -48,16 +59,30 @@ struct Held {
 }
 
 /// One transmit ring; `None` in `queue` while it is stopped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Transmitter {
     queue: Option<Queue>,
+    poll: BusyPoll,
     /// The chain of the frame in `outgoing`.
     held: Option<Held>,
     /// At most one frame; kept so that its allocation is reused.
     outgoing: Vec<(VirtualLane, FrameBuffer)>,
+    /// Empty between two turns.
+    batch: DirectBatch,
 }
 
 impl Transmitter {
+    /// A stopped ring, which is looked at for `busy_poll` before its thread sleeps.
+    pub(crate) fn new(busy_poll: Duration) -> Self {
+        Self {
+            queue: None,
+            poll: BusyPoll::new(busy_poll),
+            held: None,
+            outgoing: Vec::new(),
+            batch: DirectBatch::default(),
+        }
+    }
+
     pub(crate) fn start(&mut self, queue: Queue) {
         self.queue = Some(queue);
     }
@@ -80,37 +105,33 @@ impl Transmitter {
 
     /// Sends what is there, up to a turn's limit.
     pub(crate) fn run(&mut self, context: &Context<'_>) -> Turn {
+        self.poll.filled(Instant::now());
         let Some(queue) = self.queue.clone() else {
-            return Turn::Done;
+            return Turn::Stalled;
         };
-        let Some(mut ring) = queue.lock() else {
-            return Turn::Done;
-        };
-        let mut turn = Turn::Done;
-        let mut stalled = false;
         if let Some(held) = self.held.take() {
             match self.send(context, held) {
-                Ok(chain) => ring.add_used(chain, 0),
+                Ok(chain) => chain.complete(0),
                 Err(held) => {
                     self.held = Some(held);
-                    return Turn::Done;
+                    return Turn::Stalled;
                 }
             }
         }
+        let attached = context.attached.as_deref();
+        if let Some(attached) = attached
+            && let Some(session) = attached.past_lanes()
+        {
+            return self.run_past_lanes(context, attached, &*session, &queue);
+        }
+        let Some(mut ring) = queue.lock() else {
+            return Turn::Stalled;
+        };
         ring.disable_notification();
-        let mut left = FRAMES_PER_TURN_MAX;
-        loop {
-            if left == 0 {
-                turn = Turn::More;
-                break;
-            }
-            left -= 1;
-            let Some(chain) = ring.pop() else {
-                // `enable_notification` looks once more, for what came in between.
-                if ring.can_pop() && ring.enable_notification() {
-                    ring.disable_notification();
-                    continue;
-                }
+        let mut turn = Turn::More;
+        for _frame in 0..FRAMES_PER_TURN_MAX {
+            let Some(chain) = next(&mut ring) else {
+                turn = Turn::Empty;
                 break;
             };
             match copy_frame(&chain, context) {
@@ -121,7 +142,7 @@ impl Transmitter {
                         Ok(chain) => ring.add_used(chain, 0),
                         Err(held) => {
                             self.held = Some(held);
-                            stalled = true;
+                            turn = Turn::Stalled;
                             break;
                         }
                     }
@@ -133,12 +154,86 @@ impl Transmitter {
             }
         }
         drop(ring);
-        if stalled {
+        if turn == Turn::Stalled {
             context.counters.transmit_stalled();
-        } else if let Some(lanes) = &context.lanes {
-            lanes.flush();
+        } else if let Some(attached) = attached {
+            attached.lanes.flush();
         }
         turn
+    }
+
+    /// The same past the lanes, until what is owed to them has to wait.
+    fn run_past_lanes(
+        &mut self,
+        context: &Context<'_>,
+        attached: &Attached,
+        session: &dyn DirectVnic,
+        queue: &Queue,
+    ) -> Turn {
+        let memory = queue.memory();
+        let Some(mut ring) = queue.batch(&memory) else {
+            return Turn::Stalled;
+        };
+        ring.disable_notification();
+        let mut left = FRAMES_PER_TURN_MAX;
+        while left > 0 {
+            while left > 0 && !self.batch.is_full() {
+                let Some(chain) = ring.pop() else { break };
+                left -= 1;
+                if let Err(reason) = self.add_to_batch(context, &ring, chain) {
+                    context.counters.transmit_dropped(reason);
+                }
+            }
+            if self.batch.is_empty() {
+                // Looks once more, for what came in between.
+                if !ring.can_pop() || !ring.enable_notification() {
+                    return Turn::Empty;
+                }
+                ring.disable_notification();
+                continue;
+            }
+            let (frames, frame_bytes) = self.batch.transmit(session, &mut ring);
+            context.counters.transmitted(frames, frame_bytes);
+            if self.batch.owes() {
+                self.batch.pay(&attached.lanes);
+                if !attached.lanes.is_clear() {
+                    break;
+                }
+            }
+        }
+        Turn::More
+    }
+
+    fn add_to_batch(
+        &mut self,
+        context: &Context<'_>,
+        ring: &RingBatch<'_>,
+        chain: BatchChain,
+    ) -> Result<(), TransmitDrop> {
+        let header_bytes = context.negotiated.header_bytes();
+        let frame_bytes = match frame_bytes(chain.readable_bytes(), header_bytes) {
+            Ok(frame_bytes) => frame_bytes,
+            Err(reason) => {
+                self.batch.add_dropped(chain);
+                return Err(reason);
+            }
+        };
+        self.batch
+            .add(chain, HEADER_BYTES + frame_bytes, |chain, payload| {
+                read_frame(|offset, to| ring.read(chain, offset, to), context, payload)
+            })
+    }
+
+    /// The ring is empty: for how long to look at it. If that is over, what is owed is to be paid.
+    pub(crate) fn emptied(&mut self) -> Option<(Queue, Duration)> {
+        let longest = self.poll.emptied(Instant::now());
+        let queue = self.queue.clone().filter(|_| !longest.is_zero())?;
+        Some((queue, longest))
+    }
+
+    /// Charges for what went past the lanes.
+    pub(crate) fn pay(&mut self, attached: &Attached) {
+        self.batch.pay(&attached.lanes);
     }
 
     /// Puts the frame in `outgoing` on the lane. The chain comes back to be completed, unless the
@@ -148,19 +243,27 @@ impl Transmitter {
         reason = "moved once; a box would be an allocation for each"
     )]
     fn send(&mut self, context: &Context<'_>, held: Held) -> Result<Chain, Held> {
-        let sent = match &context.lanes {
+        let sent = match context.attached.as_deref() {
             None => Err(SendRefused::Down),
-            Some(lanes) => match lanes.queue(&mut self.outgoing) {
-                // The device's queue may be full of what this very turn put there.
-                Err(SendRefused::Blocked) => {
-                    lanes.flush();
-                    lanes.queue(&mut self.outgoing)
+            Some(Attached { lanes, sent, .. }) => {
+                // Counted before it can arrive.
+                sent.fetch_add(1, Ordering::AcqRel);
+                let queued = match lanes.queue(&mut self.outgoing) {
+                    // The device's queue may be full of what this very turn put there.
+                    Err(SendRefused::Blocked) => {
+                        lanes.flush();
+                        lanes.queue(&mut self.outgoing)
+                    }
+                    other => other,
+                };
+                if queued.is_err() {
+                    sent.fetch_sub(1, Ordering::AcqRel);
                 }
-                other => other,
-            },
+                queued
+            }
         };
         match sent {
-            Ok(()) => context.counters.transmitted(held.frame_bytes),
+            Ok(()) => context.counters.transmitted(1, held.frame_bytes),
             Err(SendRefused::Blocked) => return Err(held),
             Err(SendRefused::Down) => context.counters.transmit_dropped(TransmitDrop::NoSession),
             Err(SendRefused::TooLarge) => context.counters.transmit_dropped(TransmitDrop::Giant),
@@ -170,30 +273,51 @@ impl Transmitter {
     }
 }
 
-/// Copies header and frame out of guest memory, and checks the copy.
+/// The next chain; if there is none, the driver was asked for a kick.
+fn next(ring: &mut QueueGuard<'_>) -> Option<Chain> {
+    loop {
+        if let Some(chain) = ring.pop() {
+            return Some(chain);
+        }
+        // `enable_notification` looks once more, for what came in between.
+        if !ring.can_pop() || !ring.enable_notification() {
+            return None;
+        }
+        ring.disable_notification();
+    }
+}
+
+/// Header and frame, copied out of guest memory and checked.
 fn copy_frame(chain: &Chain, context: &Context<'_>) -> Result<FrameBuffer, TransmitDrop> {
     let header_bytes = context.negotiated.header_bytes();
     let frame_bytes = frame_bytes(chain.readable_bytes(), header_bytes)?;
     let mut buffer = FrameBuffer::zeroed(HEADER_BYTES + frame_bytes);
-    let payload = buffer.payload_mut();
+    let read = |offset, to: &mut [u8]| chain.read_at(offset, to);
+    read_frame(read, context, buffer.payload_mut())?;
+    Ok(buffer)
+}
+
+/// Copies header and frame, which just fit into `payload`, out of guest memory with `read`, and checks
+/// the copy.
+fn read_frame(
+    read: impl Fn(u64, &mut [u8]) -> Result<(), ChainError>,
+    context: &Context<'_>,
+    payload: &mut [u8],
+) -> Result<(), TransmitDrop> {
+    let header_bytes = context.negotiated.header_bytes();
     if header_bytes == HEADER_BYTES {
-        chain
-            .read_at(0, payload)
-            .map_err(|_unreadable| TransmitDrop::Unreadable)?;
+        read(0, payload).map_err(|_unreadable| TransmitDrop::Unreadable)?;
     } else {
         let (header, frame) = payload
             .split_at_mut_checked(HEADER_BYTES)
             .ok_or(TransmitDrop::Unreadable)?;
+        header.fill(0);
         let header = header
             .get_mut(..header_bytes)
             .ok_or(TransmitDrop::Unreadable)?;
         let offset = u64::try_from(header_bytes).unwrap_or(u64::MAX);
-        chain
-            .read_at(0, header)
-            .map_err(|_unreadable| TransmitDrop::Unreadable)?;
-        chain
-            .read_at(offset, frame)
-            .map_err(|_unreadable| TransmitDrop::Unreadable)?;
+        read(0, header).map_err(|_unreadable| TransmitDrop::Unreadable)?;
+        read(offset, frame).map_err(|_unreadable| TransmitDrop::Unreadable)?;
     }
     let (header, frame) = VirtioNetHeader::split(payload).ok_or(TransmitDrop::Runt)?;
     let header = admit(
@@ -205,7 +329,7 @@ fn copy_frame(chain: &Chain, context: &Context<'_>) -> Result<FrameBuffer, Trans
     if let Some(room) = payload.get_mut(..HEADER_BYTES) {
         room.copy_from_slice(header.as_bytes());
     }
-    Ok(buffer)
+    Ok(())
 }
 
 /// Bytes of the frame in a chain of `readable_bytes`; nothing is allocated before this.

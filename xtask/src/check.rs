@@ -41,6 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "vnic-backend",
         &[
             "qos",
+            "fabric-bypass",
             "fabric-payload",
             "fabric-transport",
             "vhost-user-session",

@@ -18,9 +18,11 @@ use fabric_transport::DeviceId;
 use fabric_transport::endpoint::now;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
+use super::delivery::Delivery;
 use super::port::{PortShared, Vnic};
 use super::responder::tftp::{BootFile, BootFolder, IDLE, NoFile, Tftp};
 use super::responder::{Event, Responder, Verdict, may_concern};
+use super::rewrite::Outgoing;
 use crate::counters::{Counter, ResponderCounters, Snapshot};
 
 /// Frames of TFTP that wait for the thread of boot files.
@@ -83,7 +85,7 @@ impl AddressService {
     }
 
     /// Takes a header and frame from the guest of `vnic` if it is for the director, and answers it.
-    pub(super) fn takes(&self, vnic: &Vnic, payload: &[u8]) -> bool {
+    pub(super) fn takes(&self, vnic: &Arc<Vnic>, payload: &[u8]) -> bool {
         let frame = payload.get(HEADER_BYTES..).unwrap_or_default();
         if !may_concern(frame) {
             return false;
@@ -139,14 +141,13 @@ impl AddressService {
     }
 }
 
-fn answer_guest(vnic: &Vnic, frames: impl IntoIterator<Item = Vec<u8>>) {
-    let mut touched = None;
-    for frame in frames {
-        // Checksums are complete and nothing is to be cut.
-        touched = vnic.deliver(&[&[0; HEADER_BYTES], &frame]).or(touched);
-    }
-    if let Some(lanes) = touched {
-        lanes.flush();
+fn answer_guest(vnic: &Arc<Vnic>, frames: impl IntoIterator<Item = Vec<u8>>) {
+    // Checksums are complete and nothing is to be cut.
+    let payload = |frame: Vec<u8>| [&[0; HEADER_BYTES][..], &frame].concat();
+    let payloads: Vec<_> = frames.into_iter().map(payload).collect();
+    let mut delivery = Delivery::new(vnic.clone());
+    for payload in &payloads {
+        delivery.deliver(Outgoing::unchanged(payload));
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 
 use fabric_payload::ethernet::HEADER_BYTES;
 
+use super::delivery::Delivery;
 use super::port::Vnic;
 
 /// Copies that may wait, and their bytes.
@@ -74,16 +75,14 @@ impl Mirror {
 fn serve(target: &MirrorTarget, copies: &Receiver<Vec<u8>>, waiting_bytes: &AtomicUsize) {
     while let Ok(first) = copies.recv() {
         let batch = std::iter::once(first).chain(copies.try_iter());
-        let mut touched = None;
-        for payload in batch.take(BATCH_FRAMES_MAX) {
+        let batch: Vec<_> = batch.take(BATCH_FRAMES_MAX).collect();
+        let Some(target) = target.0.upgrade() else {
+            return;
+        };
+        let mut delivery = Delivery::new(target);
+        for payload in &batch {
             waiting_bytes.fetch_sub(payload.len(), Ordering::Relaxed);
-            let Some(target) = target.0.upgrade() else {
-                return;
-            };
-            touched = target.deliver_copy(&payload).or(touched);
-        }
-        if let Some(lanes) = touched {
-            lanes.flush();
+            delivery.deliver_copy(payload);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod access_list;
 mod address_service;
+mod delivery;
 mod guard;
 mod mirror;
 #[cfg(test)]

@@ -19,11 +19,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+};
 use std::thread::JoinHandle;
 
+use fabric_bypass::{DirectReceiver, DirectVnic};
 use fabric_config::{EthernetPortConfig, MacAddress, PortName, VmConfig, VnicConfig};
 use fabric_payload::ethernet::{
     FRAME_BYTES_MAX, HEADER_BYTES, LinkState, Offloads, PAYLOAD_BYTES_MAX, VirtioNetHeader,
@@ -31,7 +35,7 @@ use fabric_payload::ethernet::{
 use fabric_transport::control::Windows;
 use fabric_transport::endpoint::now;
 use fabric_transport::frame::blocks;
-use fabric_transport::{DeviceId, FrameBuffer, LaneClient, LaneSet, SendRefused, VirtualLane};
+use fabric_transport::{DeviceId, FrameBuffer, LaneClient, LaneSet, VirtualLane};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
@@ -42,6 +46,7 @@ use qos_monitor::network::FramesWanted;
 use zerocopy::IntoBytes;
 
 use super::address_service::{AddressService, BootThread};
+use super::delivery::Batch;
 use super::mirror::MirrorTarget;
 use super::packet::RARP;
 use super::policy::Policy;
@@ -62,8 +67,9 @@ use crate::port_scheduler::{PortScheduler, WAKE_SLACK};
 /// What the director can receive for a vNIC: 1 MiB of frames.
 pub const WINDOWS: Windows = [0, 0, 0, 16 * 1024];
 
-/// Frames that are read from the TAP before what they queued is flushed.
+/// What is read from the TAP before it goes on: little enough for the processor's caches.
 const BATCH_FRAMES_MAX: usize = 64;
+const BATCH_BYTES: usize = 64 * 1024;
 /// The most one frame is charged with: a header that claims tiny segments must not hold the wire
 /// for seconds.
 const CHARGE_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
@@ -114,13 +120,26 @@ pub(super) struct HeldFrame {
     pub(super) stale: Arc<AtomicBool>,
 }
 
+/// The newest session of a vNIC.
+#[derive(Debug, Clone)]
+pub(super) struct Current {
+    pub(super) lanes: LaneSet,
+    /// Tells its client when it no longer is the newest.
+    pub(super) stale: Arc<AtomicBool>,
+    /// Frames sent to the guest by its lanes.
+    pub(super) sent: Arc<AtomicU64>,
+    pub(super) client: Weak<VnicSession>,
+}
+
 #[derive(Debug)]
 pub(super) struct Vnic {
     pub(super) config: VnicConfig,
     /// Replaced as a whole.
     policy: RwLock<Arc<Policy>>,
-    /// Of the newest session, with the flag that tells its client when it no longer is.
-    pub(super) current: RwLock<Option<(LaneSet, Arc<AtomicBool>)>>,
+    /// Of the newest session.
+    pub(super) current: RwLock<Option<Current>>,
+    /// Its guest, if that is of this process.
+    receiver: RwLock<Option<Weak<dyn DirectReceiver>>>,
     /// It was removed: no session begins. Set with `current` locked.
     pub(super) removed: AtomicBool,
     pub(super) counters: VnicCounters,
@@ -200,13 +219,14 @@ impl EthernetPort {
             };
             wire.with(|wire, _| wire.insert(words));
         }
-        let (current, removed, counters, probe) = Default::default();
+        let (current, removed, receiver, counters, probe) = Default::default();
         let policy = Arc::new(Policy::new(vnic, shared.config.native_vlan));
         let added = Arc::new(Vnic {
             config: vnic.clone(),
             policy: RwLock::new(policy.clone()),
             current,
             removed,
+            receiver,
             addresses: RwLock::new(self.addresses_of(vnic)),
             link: Mutex::default(),
             counters,
@@ -269,7 +289,7 @@ impl EthernetPort {
         };
         let mut current = vnic.current.write().unwrap_or_else(PoisonError::into_inner);
         vnic.removed.store(true, Ordering::Relaxed);
-        if let Some((_, stale)) = current.take() {
+        if let Some(Current { stale, .. }) = current.take() {
             stale.store(true, Ordering::Relaxed);
         }
         drop(current);
@@ -312,8 +332,27 @@ impl EthernetPort {
         if let Some(wire) = &self.shared.wire {
             wire.with(|wire, now| wire.attach(now, device, session))?;
         }
-        let session = VnicSession::new(self.shared.clone(), vnic, session);
-        Ok(Some(Arc::new(session)))
+        Ok(Some(VnicSession::new(self.shared.clone(), vnic, session)))
+    }
+
+    /// Has frames for a vNIC of the port go to `receiver` in this process, where that is in order.
+    pub fn attach_receiver(&self, device: DeviceId, receiver: Weak<dyn DirectReceiver>) {
+        if let Some(vnic) = self.shared.read_vnics().get(&device) {
+            let known = vnic.receiver.write();
+            *known.unwrap_or_else(PoisonError::into_inner) = Some(receiver);
+        }
+    }
+
+    /// The session of that epoch, if it is the one that has the vNIC, for its host agent in this
+    /// process. `None` as well on a port with a rate: there frames wait, with their credit.
+    #[must_use]
+    pub fn direct_vnic(&self, device: DeviceId, epoch: u16) -> Option<Arc<dyn DirectVnic>> {
+        if self.shared.wire.is_some() {
+            return None;
+        }
+        let current = self.shared.read_vnics().get(&device)?.current()?;
+        let session = current.client.upgrade()?;
+        (current.lanes.epoch() == epoch).then_some(session as Arc<dyn DirectVnic>)
     }
 
     /// Gives a vNIC other words at this port, in force at once and kept for later sessions. What
@@ -445,7 +484,7 @@ impl EthernetPort {
         let lists = lists.flat_map(|vnic| vnic.policy().snapshots(&vnic.config.name));
         let vnics = vnics_now.values().map(|vnic| {
             let mut snapshot = vnic.counters.snapshot(format!("vnic {}", vnic.config.name));
-            let link_up = u64::from(vnic.lanes().is_some());
+            let link_up = u64::from(vnic.current().is_some());
             snapshot.counts.push(("link_up", link_up));
             if let Some(wire) = &self.shared.wire {
                 let queued = wire.with(|wire, _| wire.queued(vnic.config.id));
@@ -486,7 +525,7 @@ impl Vnic {
         addresses.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn policy(&self) -> Arc<Policy> {
+    pub(super) fn policy(&self) -> Arc<Policy> {
         let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner);
         policy.clone()
     }
@@ -513,7 +552,9 @@ impl Vnic {
         if link.told == Some(state) {
             return;
         }
-        let Some(lanes) = self.lanes() else { return };
+        let Some(Current { lanes, .. }) = self.current() else {
+            return;
+        };
         let unit = FrameBuffer::from_payload(&state.bytes());
         let queued = lanes.queue(&mut vec![(VirtualLane::TaskManagement, unit)]);
         if queued.is_ok() {
@@ -523,98 +564,20 @@ impl Vnic {
         }
     }
 
-    fn lanes(&self) -> Option<LaneSet> {
+    pub(super) fn current(&self) -> Option<Current> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        current.as_ref().map(|(lanes, _)| lanes.clone())
+        current.clone()
     }
 
-    /// Queues a header and frame of another station for the guest, if it is for it; returns the lanes
-    /// to be flushed.
-    fn send(&self, payload: &[u8], source: Source, forward: &Forward) -> Option<LaneSet> {
-        let frame = payload.get(HEADER_BYTES..);
-        if let (Some(addresses), Some(frame)) = (self.addresses(), frame)
-            && addresses.refuses(frame)
-        {
-            self.not_delivered(payload, "foreign_answer");
-            return None;
-        }
-        let outgoing = self
-            .policy()
-            .receives(source, forward, payload)?
-            .and_then(|rewrite| Outgoing::new(payload, rewrite).ok_or(DropReason::Oversize));
-        let outgoing = match outgoing {
-            Ok(outgoing) => outgoing,
-            Err(reason) => {
-                self.counters.dropped_to_guest(reason);
-                self.not_delivered(payload, reason.name());
-                return None;
-            }
-        };
-        self.deliver(&outgoing.pieces())
-    }
-
-    /// Queues a header and frame, in pieces, for the guest; returns the lanes to be flushed.
-    pub(super) fn deliver(&self, pieces: &[&[u8]]) -> Option<LaneSet> {
-        let showing = self.probe.begin();
-        let queued = self.queue(pieces);
-        let counters = &self.counters;
-        let dropped = match &queued {
-            Ok(_lanes) => {
-                counters.egress_frames.add(1);
-                counters.egress_bytes.add_bytes(frame_bytes(pieces));
-                None
-            }
-            Err(SendRefused::Down) => {
-                counters.dropped_down.add(1);
-                Some("down")
-            }
-            Err(SendRefused::Blocked | SendRefused::TooLarge) => {
-                counters.dropped_blocked.add(1);
-                Some("blocked")
-            }
-        };
-        self.show(showing, FrameDirection::Inbound, pieces, dropped);
-        queued.ok()
-    }
-
-    /// Queues a mirror's copy for the guest; returns the lanes to be flushed.
-    pub(super) fn deliver_copy(&self, payload: &[u8]) -> Option<LaneSet> {
-        let pieces = [payload];
-        let showing = self.probe.begin();
-        let queued = self.queue(&pieces);
-        let counters = &self.counters;
-        if queued.is_ok() {
-            counters.egress_frames.add(1);
-            counters.egress_bytes.add_bytes(frame_bytes(&pieces));
-            counters.egress_copies.add(1);
-        } else {
-            counters.dropped_copies.add(1);
-        }
-        let seen = Seen {
-            direction: FrameDirection::Inbound,
-            pieces: &pieces,
-            dropped: queued.is_err().then_some("copies"),
-            copy: true,
-        };
-        showing.end(seen, || Some(self.config.name.clone()));
-        queued.ok()
-    }
-
-    /// Queues a header and frame, in pieces, on the lane; returns that.
-    fn queue(&self, pieces: &[&[u8]]) -> Result<LaneSet, SendRefused> {
-        let lanes = self.lanes().ok_or(SendRefused::Down)?;
-        let bytes = pieces.iter().map(|piece| piece.len()).sum();
-        let mut buffer = FrameBuffer::with_capacity(bytes);
-        for piece in pieces {
-            buffer.extend_from_slice(piece);
-        }
-        let mut frames = vec![(VirtualLane::Network, buffer)];
-        lanes.queue(&mut frames)?;
-        Ok(lanes)
+    /// Its guest, if that is of this process.
+    pub(super) fn receiver(&self) -> Option<Arc<dyn DirectReceiver>> {
+        let receiver = self.receiver.read();
+        let receiver = receiver.unwrap_or_else(PoisonError::into_inner);
+        receiver.as_ref()?.upgrade()
     }
 
     /// Shows a frame to the guest that does not get there.
-    fn not_delivered(&self, payload: &[u8], dropped: &'static str) {
+    pub(super) fn not_delivered(&self, payload: &[u8], dropped: &'static str) {
         let showing = self.probe.begin();
         self.show(showing, FrameDirection::Inbound, &[payload], Some(dropped));
     }
@@ -625,7 +588,7 @@ impl Vnic {
         self.show(showing, FrameDirection::Outbound, &[payload], dropped);
     }
 
-    fn show(
+    pub(super) fn show(
         &self,
         showing: Showing<'_>,
         direction: FrameDirection,
@@ -746,34 +709,17 @@ impl PortShared {
         Some(vnic.config.name.clone())
     }
 
-    /// Sends to the vNICs that `forward` names; returns the lanes to be flushed.
-    pub(super) fn send(&self, source: Source, forward: &Forward, payload: &[u8]) -> Vec<LaneSet> {
-        match forward.to {
-            Destination::Vnic(device) => self
-                .read_vnics()
-                .get(&device)
-                .and_then(|vnic| vnic.send(payload, source, forward))
-                .into_iter()
-                .collect(),
-            Destination::Uplink => Vec::new(),
-            Destination::Flood => {
-                let vnics = self.read_vnics();
-                let listeners: Option<Vec<DeviceId>> = forward.listeners.map(|who| {
-                    let (switch, now) = (self.lock_switch(), now());
-                    let devices = vnics.keys().copied();
-                    devices.filter(|it| switch.hears(now, *it, who)).collect()
-                });
-                let listens = |device: &DeviceId| match &listeners {
-                    None => true,
-                    Some(listeners) => listeners.contains(device),
-                };
-                let others = vnics.iter();
-                let others = others
-                    .filter(|(device, _)| source != Source::Vnic(**device) && listens(device));
-                let sent = others.filter_map(|(_, vnic)| vnic.send(payload, source, forward));
-                sent.collect()
-            }
-        }
+    /// Those of `devices` that a frame to a group is for.
+    pub(super) fn listeners(
+        &self,
+        forward: &Forward,
+        devices: impl Iterator<Item = DeviceId>,
+    ) -> Vec<DeviceId> {
+        let Some(who) = forward.listeners else {
+            return devices.collect();
+        };
+        let (switch, now) = (self.lock_switch(), now());
+        devices.filter(|it| switch.hears(now, *it, who)).collect()
     }
 
     /// A frame as it goes to the TAP; `None`: it does not, and is counted.
@@ -874,7 +820,8 @@ impl PortShared {
     fn serve(&self) {
         let Some(uplink) = &self.uplink else { return };
         let mut arrivals = Arrivals {
-            payload: vec![0; PAYLOAD_BYTES_MAX],
+            bytes: vec![0; BATCH_BYTES + PAYLOAD_BYTES_MAX],
+            passed: Vec::new(),
             waiting: None,
         };
         let mut again_at = None;
@@ -934,9 +881,9 @@ impl PortShared {
             if news {
                 self.look_at_link();
             }
-            let waiting = arrivals.waiting;
+            let waiting = arrivals.waiting.as_ref().map(|(member, _)| *member);
             for (at, (number, member)) in (media..).zip(&readable) {
-                if !(rang(at) || waiting.is_some_and(|frame| frame.member == *number)) {
+                if !(rang(at) || waiting == Some(*number)) {
                     continue;
                 }
                 match self.take_arrivals(*number, member, &mut arrivals) {
@@ -972,77 +919,70 @@ impl PortShared {
         member: &Member,
         arrivals: &mut Arrivals,
     ) -> io::Result<Option<MonotonicTime>> {
-        let mut touched: BTreeMap<DeviceId, LaneSet> = BTreeMap::new();
-        let mut taken = Ok(None);
-        for _ in 0..BATCH_FRAMES_MAX {
-            match self.take_arrival(number, member, arrivals, &mut touched) {
-                Ok(None) => {}
-                Ok(Some(Pause::Wire(time))) => {
-                    taken = Ok(Some(time));
-                    break;
-                }
-                Ok(Some(Pause::Empty)) => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    taken = Err(error);
-                    break;
-                }
-            }
+        let again_at = self.read_arrivals(number, member, arrivals);
+        let mut batch = Batch::new(self);
+        for payload in &arrivals.passed {
+            let payload = arrivals.bytes.get(payload.clone()).unwrap_or_default();
+            self.receive_outside(payload, &mut batch);
         }
-        for lanes in touched.values() {
-            lanes.flush();
+        drop(batch);
+        arrivals.passed.clear();
+        if let Some((_, waiting)) = &mut arrivals.waiting {
+            arrivals.bytes.copy_within(waiting.clone(), 0);
+            *waiting = 0..waiting.len();
         }
-        taken
+        again_at
     }
 
-    fn take_arrival(
+    /// Reads what there is into the room of a batch; when to go on if the wire is busy until then.
+    fn read_arrivals(
         &self,
         number: usize,
         member: &Member,
         arrivals: &mut Arrivals,
-        touched: &mut BTreeMap<DeviceId, LaneSet>,
-    ) -> io::Result<Option<Pause>> {
-        let bytes = match arrivals.waiting {
-            Some(frame) => frame.bytes,
-            None => match member.read(&mut arrivals.payload) {
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok(Some(Pause::Empty));
+    ) -> io::Result<Option<MonotonicTime>> {
+        while arrivals.passed.len() < BATCH_FRAMES_MAX {
+            let (is_new, payload) = match arrivals.waiting.take() {
+                Some((_, waiting)) => (false, waiting),
+                None => {
+                    let begin = arrivals.passed.last().map_or(0, |last| last.end);
+                    let room = arrivals.bytes.get_mut(begin..).unwrap_or_default();
+                    if room.len() < PAYLOAD_BYTES_MAX {
+                        break;
+                    }
+                    match member.read(room) {
+                        Ok(bytes) => (true, begin..begin + bytes),
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                        Err(error) => return Err(error),
+                    }
                 }
-                Err(error) => return Err(error),
-            },
-        };
-        let payload = arrivals.payload.get(..bytes).unwrap_or_default();
-        if let Some(uplink) = &self.uplink
-            && !uplink.takes_from(number)
-        {
-            self.counters.dropped_backup.add(1);
-            arrivals.waiting = None;
-            return Ok(None);
-        }
-        if let Some(wire) = &self.wire {
-            let new = arrivals.waiting.is_none();
-            let passes = wire.with(|wire, now| {
-                if new {
-                    wire.arrive(now, charge_bytes(payload));
-                }
-                wire.may_pass(now)
-            });
-            if let Err(time) = passes {
-                arrivals.waiting = Some(Waiting {
-                    member: number,
-                    bytes,
-                });
-                return Ok(Some(Pause::Wire(time)));
+            };
+            if let Some(uplink) = &self.uplink
+                && !uplink.takes_from(number)
+            {
+                self.counters.dropped_backup.add(1);
+                continue;
             }
+            if let Some(wire) = &self.wire {
+                let bytes = arrivals.bytes.get(payload.clone()).unwrap_or_default();
+                let passes = wire.with(|wire, now| {
+                    if is_new {
+                        wire.arrive(now, charge_bytes(bytes));
+                    }
+                    wire.may_pass(now)
+                });
+                if let Err(time) = passes {
+                    arrivals.waiting = Some((number, payload));
+                    return Ok(Some(time));
+                }
+            }
+            arrivals.passed.push(payload);
         }
-        let sent_to = self.receive_outside(payload);
-        touched.extend(sent_to.into_iter().map(|lanes| (lanes.device(), lanes)));
-        arrivals.waiting = None;
         Ok(None)
     }
 
-    fn receive_outside(&self, payload: &[u8]) -> Vec<LaneSet> {
+    fn receive_outside<'a>(&'a self, payload: &'a [u8], batch: &mut Batch<'a>) {
         let counters = &self.counters;
         counters.received_frames.add(1);
         counters.received_bytes.add_bytes(frame_bytes(&[payload]));
@@ -1053,37 +993,23 @@ impl PortShared {
             let showing = self.probe.begin();
             let dropped = Some("malformed");
             self.show(showing, FrameDirection::Inbound, &[payload], dropped);
-            return Vec::new();
+            return;
         };
         match self.forward(Source::Uplink, &header, frame) {
-            Ok(forward) => return self.send(Source::Uplink, &forward, payload),
+            Ok(forward) => batch.send(Source::Uplink, &forward, payload),
             Err(reason) => counters.dropped(reason),
         }
-        Vec::new()
     }
 }
 
 /// What the port's thread has read.
 struct Arrivals {
-    payload: Vec<u8>,
-    /// The frame in `payload`, while it waits for the wire.
-    waiting: Option<Waiting>,
-}
-
-/// A frame that waits for the wire.
-#[derive(Clone, Copy)]
-struct Waiting {
-    /// Number of the interface that it came from.
-    member: usize,
-    bytes: usize,
-}
-
-/// Why no more is read for now.
-enum Pause {
-    /// There is nothing.
-    Empty,
-    /// The wire is busy until then.
-    Wire(MonotonicTime),
+    /// Room for the frames of a batch, and at least one of any length.
+    bytes: Vec<u8>,
+    /// Those that go on now, one behind the other.
+    passed: Vec<Range<usize>>,
+    /// The one that waits for the wire, with the number of the interface that it came from.
+    waiting: Option<(usize, Range<usize>)>,
 }
 
 /// A RARP request of this station for itself (RFC 903), behind a header.
@@ -1103,7 +1029,7 @@ fn announcement(mac: MacAddress) -> Vec<u8> {
 }
 
 /// Bytes of a frame in pieces, without the header in front of it.
-fn frame_bytes(pieces: &[&[u8]]) -> usize {
+pub(super) fn frame_bytes(pieces: &[&[u8]]) -> usize {
     let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
     bytes.saturating_sub(HEADER_BYTES)
 }

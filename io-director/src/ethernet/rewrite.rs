@@ -1,5 +1,7 @@
 //! A frame as it leaves: another head in front of bytes that are not copied for it.
 
+use std::borrow::Cow;
+
 use fabric_payload::ethernet::{HEADER_BYTES, PAYLOAD_BYTES_MAX, VirtioNetHeader};
 use zerocopy::IntoBytes;
 use zerocopy::byteorder::little_endian::U16;
@@ -56,11 +58,7 @@ impl<'a> Outgoing<'a> {
     /// `payload`, header and frame, so rewritten; `None` if it would be too long for a lane, or is
     /// too short for it.
     pub(super) fn new(payload: &'a [u8], rewrite: Rewrite) -> Option<Self> {
-        let mut outgoing = Self {
-            head: [0; HEAD_BYTES_MAX],
-            head_bytes: 0,
-            tail: payload,
-        };
+        let mut outgoing = Self::unchanged(payload);
         let Rewrite { tag, dscp } = rewrite;
         if tag == TagEdit::Keep && dscp.is_none() {
             return Some(outgoing);
@@ -97,6 +95,15 @@ impl<'a> Outgoing<'a> {
         (outgoing.bytes() <= PAYLOAD_BYTES_MAX).then_some(outgoing)
     }
 
+    /// `payload` as it is, header and frame.
+    pub(super) fn unchanged(payload: &'a [u8]) -> Self {
+        Self {
+            head: [0; HEAD_BYTES_MAX],
+            head_bytes: 0,
+            tail: payload,
+        }
+    }
+
     fn put(&mut self, bytes: &[u8]) -> Option<()> {
         let end = self.head_bytes + bytes.len();
         self.head
@@ -109,6 +116,14 @@ impl<'a> Outgoing<'a> {
     /// Bytes of both pieces.
     pub(super) fn bytes(&self) -> usize {
         self.head_bytes + self.tail.len()
+    }
+
+    /// Header and frame in one piece, which is what came if nothing has changed.
+    pub(super) fn into_payload(self) -> Cow<'a, [u8]> {
+        match self.pieces() {
+            [[], _] => Cow::Borrowed(self.tail),
+            pieces => Cow::Owned(pieces.concat()),
+        }
     }
 
     /// Both pieces; the first is empty if nothing has changed.

@@ -1,12 +1,14 @@
 //! A vNIC as one session sees it: frames from the guest, checked and switched.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 
+use fabric_bypass::DirectVnic;
 use fabric_payload::ethernet::{ETHERNET_HEADER_BYTES, VirtioNetHeader};
 use fabric_transport::{DeviceId, LaneClient, LaneSet, Receipt, VirtualLane};
 
-use super::port::{HeldFrame, PortShared, Vnic, charge_bytes};
+use super::delivery::Batch;
+use super::port::{Current, HeldFrame, PortShared, Vnic, charge_bytes};
 use super::switch::{Destination, DropReason, Forward, Source};
 use fabric_transport::acceptor::epoch_is_later;
 
@@ -14,6 +16,7 @@ use fabric_transport::acceptor::epoch_is_later;
 const VLAN_BYTES_MAX: usize = 8;
 
 /// See the module.
+#[derive(Debug)]
 pub(super) struct VnicSession {
     shared: Arc<PortShared>,
     vnic: Arc<Vnic>,
@@ -23,24 +26,33 @@ pub(super) struct VnicSession {
     lanes: OnceLock<LaneSet>,
     /// A newer session has the vNIC.
     stale: Arc<AtomicBool>,
+    me: Weak<Self>,
+    /// Frames that came by the lanes and are on their way, or dropped.
+    lane_frames: AtomicU64,
 }
 
 impl VnicSession {
     /// The owner of `vnic`, which is attached to the port for `session`.
-    pub(super) fn new(shared: Arc<PortShared>, vnic: Arc<Vnic>, session: u64) -> Self {
-        let (stale, lanes) = (Arc::default(), OnceLock::new());
-        Self {
+    pub(super) fn new(shared: Arc<PortShared>, vnic: Arc<Vnic>, session: u64) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
             shared,
             device: vnic.config.id,
             vnic,
             session,
-            lanes,
-            stale,
-        }
+            lanes: OnceLock::new(),
+            stale: Arc::default(),
+            me: me.clone(),
+            lane_frames: AtomicU64::new(0),
+        })
     }
 
-    fn receive_guest(&self, vnic: &Vnic, payload: &[u8]) -> Receipt {
-        match self.switch_guest(vnic, payload) {
+    fn receive_guest<'a>(&'a self, batch: &mut Batch<'a>, payload: &'a [u8]) -> Receipt {
+        let vnic = &self.vnic;
+        if self.stale.load(Ordering::Relaxed) {
+            vnic.counters.dropped_stale.add(1);
+            return Receipt::Consumed;
+        }
+        match self.switch_guest(batch, payload) {
             Some(forward) if !matches!(forward.to, Destination::Vnic(_)) => {
                 self.transmit(vnic, payload, &forward)
             }
@@ -77,7 +89,8 @@ impl VnicSession {
     }
 
     /// Checks a frame, sends it to other vNICs, and returns where it goes.
-    fn switch_guest(&self, vnic: &Vnic, payload: &[u8]) -> Option<Forward> {
+    fn switch_guest<'a>(&'a self, batch: &mut Batch<'a>, payload: &'a [u8]) -> Option<Forward> {
+        let vnic = &self.vnic;
         let counters = &vnic.counters;
         let valid = VirtioNetHeader::split(payload)
             .filter(|(header, frame)| header.check(frame.len(), self.shared.offloads()).is_ok());
@@ -114,9 +127,7 @@ impl VnicSession {
             Ok(forward) => {
                 counters.ingress_frames.add(1);
                 counters.ingress_bytes.add_bytes(frame.len());
-                for lanes in self.shared.send(source, &forward, payload) {
-                    lanes.flush();
-                }
+                batch.send(source, &forward, payload);
                 return Some(forward);
             }
             Err(reason) => counters.dropped(reason),
@@ -141,6 +152,20 @@ impl Drop for VnicSession {
     }
 }
 
+impl DirectVnic for VnicSession {
+    fn lane_frames(&self) -> u64 {
+        self.lane_frames.load(Ordering::Acquire)
+    }
+
+    fn transmit<'a>(&self, payloads: &mut dyn Iterator<Item = &'a [u8]>) {
+        let mut batch = Batch::new(&self.shared);
+        for payload in payloads {
+            // The port has no rate: nothing is held.
+            let _consumed = self.receive_guest(&mut batch, payload);
+        }
+    }
+}
+
 impl LaneClient for VnicSession {
     fn up(&self, lanes: LaneSet) {
         let vnic = &self.vnic;
@@ -152,30 +177,33 @@ impl LaneClient for VnicSession {
             return;
         }
         let stale = match &*current {
-            Some((newer, _)) if epoch_is_later(newer.epoch(), lanes.epoch()) => Some(&self.stale),
-            Some((_, older)) => Some(older),
+            Some(newer) if epoch_is_later(newer.lanes.epoch(), lanes.epoch()) => Some(&self.stale),
+            Some(older) => Some(&older.stale),
             None => None,
         };
         if let Some(stale) = stale {
             stale.store(true, Ordering::Relaxed);
         }
         if !self.stale.load(Ordering::Relaxed) {
-            *current = Some((lanes, self.stale.clone()));
+            *current = Some(Current {
+                lanes,
+                stale: self.stale.clone(),
+                sent: Arc::default(),
+                client: self.me.clone(),
+            });
             drop(current);
             vnic.tell_link_anew();
         }
     }
 
     fn receive(&self, lane: VirtualLane, payload: &[u8]) -> Receipt {
-        let vnic = &self.vnic;
         if lane != VirtualLane::Network {
-            vnic.counters.dropped_malformed.add(1);
-        } else if self.stale.load(Ordering::Relaxed) {
-            vnic.counters.dropped_stale.add(1);
-        } else {
-            return self.receive_guest(vnic, payload);
+            self.vnic.counters.dropped_malformed.add(1);
+            return Receipt::Consumed;
         }
-        Receipt::Consumed
+        let receipt = self.receive_guest(&mut Batch::new(&self.shared), payload);
+        self.lane_frames.fetch_add(1, Ordering::Release);
+        receipt
     }
 
     fn batch_end(&self) {
@@ -195,7 +223,7 @@ impl LaneClient for VnicSession {
         let mut current = vnic.current.write().unwrap_or_else(PoisonError::into_inner);
         if current
             .as_ref()
-            .is_some_and(|(lanes, _)| lanes.epoch() == epoch)
+            .is_some_and(|current| current.lanes.epoch() == epoch)
         {
             *current = None;
         }

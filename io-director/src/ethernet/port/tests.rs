@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fabric_config::{LabConfig, MacAddress};
 use fabric_payload::ethernet::{ETHERNET_HEADER_BYTES, HEADER_BYTES};
 use fabric_transport::endpoint::{DeviceGrant, Endpoint};
-use fabric_transport::{Directory, Receipt};
+use fabric_transport::{Directory, FrameBuffer, Receipt, SendRefused};
 use nix::sched::{CloneFlags, unshare};
 use qos::DeviceRate;
 
@@ -17,6 +17,7 @@ use super::*;
 use crate::Director;
 
 mod addresses;
+mod direct;
 mod interfaces;
 mod link;
 mod seeing;

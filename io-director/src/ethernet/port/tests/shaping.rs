@@ -9,7 +9,7 @@ use qos::LinkBudget;
 /// So slow that nothing but the first frame leaves while a test looks.
 const STOPPED: &str = "1k";
 
-fn shaped(rate: &str, change: impl FnOnce(&mut LabConfig)) -> LabConfig {
+pub(super) fn shaped(rate: &str, change: impl FnOnce(&mut LabConfig)) -> LabConfig {
     let mut lab = lab(true);
     let budget = LinkBudget::new("ethernet-port 10/1", rate.parse().unwrap());
     lab.ethernet_ports[0].budget = Some(budget);
