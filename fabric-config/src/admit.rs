@@ -2,7 +2,7 @@
 //!
 //! | hop | direction | who reserves |
 //! | --- | --- | --- |
-//! | `host1 uplink` | ingress | the host's VMs and devices |
+//! | `host1 uplink` | ingress | the host's VMs and devices, and those that move to it |
 //! | `host1 downlink` | egress | the same |
 //! | `edge-switch switch1` | each | the VMs and devices of the hosts behind it |
 //! | `ethernet-port 10/1` | each | the vNICs on the port, of all hosts |
@@ -10,6 +10,7 @@
 //!
 //! Each hop is asked the way it is asked at run time: a [`Scheduler`] without frames is the ledger.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use qos::{
@@ -303,7 +304,7 @@ impl LabConfig {
                 (&host.downlink, Direction::Egress),
             ] {
                 let mut hop = Hop::new(budget, direction);
-                for vm in &host.vms {
+                for vm in self.vms_at(&host.name) {
                     hop.add_vm(vm);
                 }
                 admissions.push(hop.done());
@@ -312,8 +313,10 @@ impl LabConfig {
         for switch in &self.edge_switches {
             for direction in [Direction::Ingress, Direction::Egress] {
                 let mut hop = Hop::new(&switch.budget, direction);
-                for host in switch.hosts.iter().filter_map(|host| self.host(host)) {
-                    for vm in &host.vms {
+                // One that moves from behind the switch to behind it counts once.
+                let mut known = BTreeSet::new();
+                for vm in switch.hosts.iter().flat_map(|host| self.vms_at(host)) {
+                    if known.insert(&vm.name) {
                         hop.add_vm(vm);
                     }
                 }

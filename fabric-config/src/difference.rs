@@ -88,6 +88,14 @@ pub struct Place {
     pub host: String,
     /// Name of the VM.
     pub vm: String,
+    /// The host that serves it too, if it moves.
+    pub moves_to: Option<String>,
+}
+
+impl Place {
+    fn has(&self, host: &str) -> bool {
+        self.host == host || self.moves_to.as_deref() == Some(host)
+    }
 }
 
 impl fmt::Display for Object {
@@ -365,6 +373,8 @@ impl Change {
                 // Its devices say whether they may move.
                 compared.word("host", (host_before, host_after), Rule::Live);
                 compared.word("qmp", (&before.qmp, &after.qmp), Rule::Live);
+                let moves = (&before.moves_to, &after.moves_to);
+                compared.word("moves-to", moves, Rule::Live);
                 for (name, before, after) in [
                     ("ingress", before.ingress, after.ingress),
                     ("egress", before.egress, after.egress),
@@ -387,7 +397,16 @@ impl Change {
                 }
             }
             (Object::Vnic(place_before, before), Object::Vnic(place_after, after)) => {
-                compared.word("vm", (place_before, place_after), Rule::Again);
+                let (vm, vm_after) = (&place_before.vm, &place_after.vm);
+                compared.word("vm", (vm, vm_after), Rule::Again);
+                // Who already serves it may be its host.
+                let rule = match place_before.has(&place_after.host) {
+                    true => Rule::Live,
+                    false => Rule::Again,
+                };
+                compared.word("host", (&place_before.host, &place_after.host), rule);
+                let moves = (&place_before.moves_to, &place_after.moves_to);
+                compared.word("moves-to", moves, Rule::Live);
                 compared.word("name", (&before.name, &after.name), Rule::Again);
                 generation(&mut compared, before.generation, after.generation);
                 compared.word("port", (&before.port, &after.port), Rule::Again);
@@ -611,8 +630,8 @@ impl Object {
                 Self::Settings(_) | Self::EthernetPort(_) => true,
                 Self::SanPort(_) | Self::Lun(_) | Self::EdgeSwitch(_) => false,
                 Self::Host(host) => host.name == name,
-                Self::Vm(host, _) => host == name,
-                Self::Vnic(place, _) | Self::Vhba(place, _) => place.host == name,
+                Self::Vm(host, vm) => host == name || vm.moves_to.as_deref() == Some(name),
+                Self::Vnic(place, _) | Self::Vhba(place, _) => place.has(name),
             },
         }
     }
@@ -657,6 +676,7 @@ pub(crate) fn objects(lab: &LabConfig) -> BTreeMap<ObjectId, Object> {
             let place = Place {
                 host: host.name.clone(),
                 vm: vm.name.clone(),
+                moves_to: vm.moves_to.clone(),
             };
             objects.extend(vm.vnics.iter().map(|vnic| {
                 let object = Object::Vnic(place.clone(), vnic.clone());
@@ -669,6 +689,7 @@ pub(crate) fn objects(lab: &LabConfig) -> BTreeMap<ObjectId, Object> {
             let bare = VmConfig {
                 name: vm.name.clone(),
                 qmp: vm.qmp.clone(),
+                moves_to: vm.moves_to.clone(),
                 vnics: Vec::new(),
                 vhbas: Vec::new(),
                 ingress: vm.ingress,

@@ -526,6 +526,12 @@ pub enum Problem {
         /// The host.
         host: String,
     },
+    /// `moves-to` is the host that the VM is on.
+    #[error("moves-to is the VM's own host; name another, or leave it out")]
+    MovesNowhere,
+    /// `moves-to` of a VM with a vHBA.
+    #[error("a VM with a vHBA cannot move while it runs; leave moves-to out and stop the VM first")]
+    MovesWithVhba,
     /// A host behind an edge switch that makes no links.
     #[error("host {host} is embedded and has no link; give it director = [...] or leave it out")]
     EmbeddedHost {

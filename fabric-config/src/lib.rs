@@ -542,6 +542,8 @@ pub struct VmConfig {
     pub name: String,
     /// Where its QEMU serves a monitor for the host agent; `None`: nowhere.
     pub qmp: Option<PathBuf>,
+    /// Another host, which serves it too while it migrates there; `None`: it stays.
+    pub moves_to: Option<String>,
     /// Its network interfaces.
     pub vnics: Vec<VnicConfig>,
     /// Its host bus adapters.
@@ -696,6 +698,27 @@ impl LabConfig {
     #[must_use]
     pub fn lun(&self, name: &str) -> Option<&LunConfig> {
         self.luns.iter().find(|lun| lun.name == name)
+    }
+}
+
+impl LabConfig {
+    /// The VMs that the agent of `host` serves: its own, then those that move to it.
+    pub fn vms_at<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a VmConfig> {
+        let (own, others): (Vec<_>, Vec<_>) = self.hosts.iter().partition(|it| it.name == host);
+        let arriving: Vec<_> = others
+            .into_iter()
+            .flat_map(|it| &it.vms)
+            .filter(|vm| vm.moves_to.as_deref() == Some(host))
+            .collect();
+        own.into_iter().flat_map(|it| &it.vms).chain(arriving)
+    }
+
+    /// The host called `name` with all VMs that its agent serves: [`Self::vms_at`].
+    #[must_use]
+    pub fn serving_host(&self, name: &str) -> Option<HostConfig> {
+        let mut host = self.host(name)?.clone();
+        host.vms = self.vms_at(name).cloned().collect();
+        Some(host)
     }
 }
 

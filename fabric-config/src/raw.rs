@@ -300,6 +300,7 @@ impl EdgeSwitch {
 pub(crate) struct Vm {
     pub(crate) name: Text,
     pub(crate) qmp: Option<PathBuf>,
+    pub(crate) moves_to: Option<Text>,
     pub(crate) ingress: Option<Spanned<VmRate>>,
     pub(crate) egress: Option<Spanned<VmRate>>,
     #[serde(default)]

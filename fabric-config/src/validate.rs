@@ -126,6 +126,7 @@ pub(crate) fn validate(text: &str, raw: raw::Lab) -> Result<LabConfig> {
         hosts.push(validator.host(host, &downlinks, &mut host_names)?);
     }
     validator.mirrors(&raw, &hosts)?;
+    validator.moves(&raw.host, &hosts)?;
     let edge_switches = validator.edge_switches(&raw.edge_switch, &hosts)?;
     let Validator {
         links,
@@ -657,6 +658,33 @@ impl Validator<'_> {
         Ok(configs)
     }
 
+    /// Where VMs move to.
+    fn moves(&self, raw: &[raw::Host], hosts: &[HostConfig]) -> Result<()> {
+        let vms = raw.iter().zip(hosts);
+        let vms = vms.flat_map(|(raw, host)| {
+            let vms = raw.vm.iter().zip(&host.vms);
+            vms.map(move |(raw, vm)| (raw, host, vm))
+        });
+        for (raw, host, vm) in vms {
+            let Some(target) = &raw.moves_to else {
+                continue;
+            };
+            let object = format!("vm {}", vm.name);
+            let name = target.get_ref();
+            self.require(&object, target, *name != host.name, || {
+                Problem::MovesNowhere
+            })?;
+            let known = hosts.iter().any(|host| host.name == *name);
+            self.require(&object, target, known, || Problem::NoSuchHost {
+                host: name.clone(),
+            })?;
+            self.require(&object, target, vm.vhbas.is_empty(), || {
+                Problem::MovesWithVhba
+            })?;
+        }
+        Ok(())
+    }
+
     fn vm(&mut self, raw: &raw::Vm) -> Result<VmConfig> {
         let name = self.name("vm", &raw.name)?;
         let object = format!("vm {name}");
@@ -690,6 +718,7 @@ impl Validator<'_> {
         }
         let mut vm = VmConfig {
             vhbas,
+            moves_to: raw.moves_to.as_ref().map(|host| host.get_ref().clone()),
             name,
             qmp: raw.qmp.clone(),
             vnics,

@@ -8,6 +8,7 @@
 //! back. Everything is little-endian unless a SCSI standard says otherwise.
 #![forbid(unsafe_code)]
 
+pub mod announcement;
 pub mod checksum;
 pub mod ethernet;
 pub mod scsi;

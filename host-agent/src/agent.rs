@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use fabric_config::{HostConfig, LabConfig, VhbaConfig, VnicConfig};
+use fabric_config::{HostConfig, LabConfig, VhbaConfig, VmConfig, VnicConfig};
 use fabric_payload::ethernet::Offloads;
 use fabric_transport::discovery::seeker::{self, Seeker, SeekerConfig};
 use fabric_transport::endpoint::{DeviceGrant, VmGrant, session_config};
@@ -50,7 +50,6 @@ pub struct HostAgent {
 }
 
 /// A device with its socket.
-#[derive(Debug)]
 struct Served {
     session: SessionHandle,
     /// If it is one, with what tells its guest of its link.
@@ -146,7 +145,9 @@ impl Device {
     ) -> Result<(Served, UplinkDevice)> {
         if let Some(director) = director {
             match &self.kind {
-                Kind::Vnic(vnic, _) => vnic.set_direct_port(director.direct_port(self.fabric.id)),
+                Kind::Vnic(vnic, _) => {
+                    vnic.set_direct_port(director.direct_port(self.fabric.id, &host.name))
+                }
                 Kind::Vhba(vhba) => vhba.set_direct_target(director.direct_target(self.fabric.id)),
             }
         }
@@ -174,13 +175,14 @@ impl HostAgent {
     /// # Errors
     /// In one line: the object, what is wrong with it, and what to do. Nothing is left behind.
     pub fn start(lab: &LabConfig, name: &str, allow_unsealed_memory: bool) -> Result<Self> {
-        let host = lab.host(name).with_context(|| {
+        let host = lab.serving_host(name).with_context(|| {
             let known: Vec<_> = lab.hosts.iter().map(|host| host.name.as_str()).collect();
             format!(
                 "no host is named {name}: the lab file has {}",
                 known.join(", ")
             )
         })?;
+        let host = &host;
         let mut devices = Vec::new();
         for vm in &host.vms {
             let grant = VmGrant {
@@ -188,7 +190,7 @@ impl HostAgent {
                 rate: vm.ingress,
             };
             for vnic in &vm.vnics {
-                devices.push(vnic_device(lab, host, vnic, &grant)?);
+                devices.push(vnic_device(lab, host, vnic, (vm, &grant))?);
             }
             for vhba in &vm.vhbas {
                 devices.push(vhba_device(host, vhba, &grant)?);
@@ -301,7 +303,7 @@ fn vnic_device(
     lab: &LabConfig,
     host: &HostConfig,
     config: &VnicConfig,
-    vm: &VmGrant,
+    (vm, grant): (&VmConfig, &VmGrant),
 ) -> Result<Device> {
     let port = lab.ethernet_port(config.port);
     let offloads = port.is_some_and(|port| port.offloads);
@@ -321,12 +323,13 @@ fn vnic_device(
         },
         busy_poll: host.busy_poll,
     })?;
+    device.set_moves(vm.moves_to.is_some());
     let fabric = UplinkDevice {
         id: config.id,
         generation: config.generation,
         grant: DeviceGrant {
             rate: config.ingress,
-            vm: Some(vm.clone()),
+            vm: Some(grant.clone()),
             windows: vnic_backend::windows(),
             client: device.clone() as Arc<dyn LaneClient>,
         },

@@ -28,10 +28,11 @@ fn of(vnic: &VnicDevice) -> ObjectCounters {
         transmit_stalls,
         bad_receive_buffers,
         checksums_completed,
+        announcements,
     } = vnic.statistics();
     let queues = vnic.receive_queues_running();
     let mut counts = vec![
-        ("link_up".to_owned(), u64::from(vnic.is_attached())),
+        ("link_up".to_owned(), u64::from(vnic.link_is_up())),
         (
             "rx_queues_running".to_owned(),
             u64::try_from(queues).unwrap_or(u64::MAX),
@@ -39,6 +40,7 @@ fn of(vnic: &VnicDevice) -> ObjectCounters {
         ("rx_bad_buffers".to_owned(), bad_receive_buffers),
         ("rx_checksums_completed".to_owned(), checksums_completed),
         ("tx_stalls".to_owned(), transmit_stalls),
+        ("tx_announcements".to_owned(), announcements),
     ];
     direction(&mut counts, "tx", &transmit, |reason| reason.name());
     direction(&mut counts, "rx", &receive, |reason| reason.name());

@@ -17,7 +17,8 @@ use orimono_qemu::{Accelerator, Qemu};
 struct Arguments {
     #[command(flatten)]
     program: LabProgram,
-    /// Which host of the lab file this is; needed unless it has only one
+    /// Which host of the lab file this is; needed unless it has only one. With --print-qemu-args of
+    /// a VM that moves: where it is to run
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
     /// Print the QEMU arguments of this VM, then stop
@@ -73,7 +74,8 @@ fn print_qemu_args(lab: &LabConfig, vm: &str, arguments: &Arguments) -> Result<(
         Accel::Kvm => Accelerator::Kvm,
         Accel::Tcg => Accelerator::Tcg,
     };
-    let words = qemu_args::qemu_args(lab, vm, &arguments.memory, qemu.version(), accelerator)?;
+    let (host, memory) = (arguments.host.as_deref(), &arguments.memory);
+    let words = qemu_args::qemu_args(lab, host, vm, memory, qemu.version(), accelerator)?;
     writeln!(std::io::stdout(), "{}", qemu_args::shell_line(&words))?;
     Ok(())
 }

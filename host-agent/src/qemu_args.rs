@@ -13,13 +13,14 @@ use crate::guest_link::monitor_path;
 
 /// Arguments for `vm`: its memory as a shared memfd of `memory` (QEMU's notation, "1G"), which
 /// vhost-user needs, the root ports and the monitor if devices may come and go, a monitor by which the
-/// agent tells the guest of its links, then a device at a
-/// time.
+/// agent tells the guest of its links, then a device at a time. A VM that moves is at `host` if that is
+/// where it moves to, else at its own.
 ///
 /// # Errors
 /// No VM of that name; the error lists those there are.
 pub fn qemu_args(
     lab: &LabConfig,
+    host: Option<&str>,
     vm: &str,
     memory: &str,
     version: Version,
@@ -29,7 +30,7 @@ pub fn qemu_args(
         .hosts
         .iter()
         .find_map(|host| Some((host, host.vms.iter().find(|known| known.name == vm)?)));
-    let (host, vm) = found.with_context(|| {
+    let (own, vm) = found.with_context(|| {
         let known: Vec<_> = lab
             .hosts
             .iter()
@@ -38,6 +39,8 @@ pub fn qemu_args(
             .collect();
         format!("no VM is named {vm}: the lab file has {}", known.join(", "))
     })?;
+    let moves_to = vm.moves_to.as_deref().filter(|to| host == Some(to));
+    let host = moves_to.and_then(|to| lab.host(to)).unwrap_or(own);
     let mut arguments: Vec<OsString> = vec![
         "-object".into(),
         format!("memory-backend-memfd,id=orimono-mem,size={memory},share=on").into(),

@@ -160,10 +160,23 @@ impl Books {
 struct Device {
     name: String,
     host: String,
+    /// While its VM moves: the host that has it too.
+    moves_to: Option<String>,
     generation: u32,
     vm: VmGrant,
     egress: DeviceRate,
     kind: DeviceKind,
+}
+
+impl Device {
+    /// Who may attach it.
+    fn hosts(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.host).chain(&self.moves_to)
+    }
+
+    fn is_of(&self, host: &str) -> bool {
+        self.hosts().any(|known| known == host)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -192,13 +205,14 @@ impl DirectTarget for LocalVhba {
 struct LocalVnic {
     books: Arc<Books>,
     device: DeviceId,
+    host: String,
 }
 
 impl DirectPort for LocalVnic {
     fn attach(&self, receiver: Weak<dyn DirectReceiver>) {
         let state = self.books.read();
         if let Some(port) = state.ethernet_port(self.device) {
-            port.attach_receiver(self.device, receiver);
+            port.attach_receiver(self.device, &self.host, receiver);
         }
     }
 
@@ -207,7 +221,7 @@ impl DirectPort for LocalVnic {
         let state = self.books.0.try_read().ok()?;
         state
             .ethernet_port(self.device)?
-            .direct_vnic(self.device, epoch)
+            .direct_vnic(self.device, &self.host, epoch)
     }
 }
 
@@ -317,11 +331,15 @@ impl Director {
         Arc::new(LocalVhba { books, device })
     }
 
-    /// The vNIC of that number, whenever there is one, for a host agent in the same process.
+    /// The vNIC of that number, whenever there is one, for the agent of `host` in the same process.
     #[must_use]
-    pub fn direct_port(&self, device: DeviceId) -> Arc<dyn DirectPort> {
-        let books = self.books.clone();
-        Arc::new(LocalVnic { books, device })
+    pub fn direct_port(&self, device: DeviceId, host: &str) -> Arc<dyn DirectPort> {
+        let (books, host) = (self.books.clone(), host.to_owned());
+        Arc::new(LocalVnic {
+            books,
+            device,
+            host,
+        })
     }
 
     /// Who answers for the devices, for sessions without a handshake.
@@ -415,7 +433,7 @@ impl Director {
         links.retain(|host, _| state.downlinks.contains_key(host));
         for (host, budget) in &state.downlinks {
             let devices = state.devices.iter();
-            let devices = devices.filter(|(_, device)| device.host == *host);
+            let devices = devices.filter(|(_, device)| device.is_of(host));
             let devices = devices.map(|(id, device)| (*id, device.name.clone()));
             let devices = devices.collect();
             match links.entry(host.clone()) {
@@ -576,6 +594,7 @@ fn devices(config: &LabConfig) -> impl Iterator<Item = (DeviceId, Device)> {
     let device = |(host, vm): (&HostConfig, &VmConfig), (name, generation, egress, kind)| Device {
         name,
         host: host.name.clone(),
+        moves_to: vm.moves_to.clone(),
         generation,
         vm: VmGrant {
             name: vm.name.clone(),
@@ -630,7 +649,7 @@ impl Directory for Books {
         // Locked throughout: what is taken away meanwhile is not granted.
         let state = self.read();
         let known = state.devices.get(&device);
-        let known = known.filter(|known| known.host == host);
+        let known = known.filter(|known| known.is_of(host));
         let Some(known) = known else {
             return Err(format!(
                 "{device} is no device of host {host}; correct the lab file"
@@ -672,7 +691,7 @@ impl Directory for Books {
     fn serves(&self, host: &str, device: DeviceId, generation: u32) -> bool {
         let state = self.read();
         let known = state.devices.get(&device);
-        known.is_some_and(|known| known.host == host && known.generation == generation)
+        known.is_some_and(|known| known.is_of(host) && known.generation == generation)
     }
 }
 

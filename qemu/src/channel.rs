@@ -117,6 +117,16 @@ impl Channel {
         self.wait_for(within, |state| state.ready.clone())
     }
 
+    /// Goes on where `before` was, which is this guest's channel to the QEMU that it has left: whoever
+    /// waits for a command waits here from now on.
+    pub(crate) fn take_over(&self, before: &Self) {
+        let old = std::mem::take(&mut *before.shared.lock());
+        let mut state = self.shared.lock();
+        state.ready = old.ready;
+        state.commands = old.commands;
+        state.last_id = old.last_id;
+    }
+
     /// A number no running command has.
     pub(crate) fn register(&self, sink: Sink) -> CommandId {
         let mut state = self.shared.lock();

@@ -27,7 +27,7 @@ use std::{
 use guest_init::protocol::{self, Message};
 pub use guest_init::protocol::{CommandId, ExitStatus, TerminalSize};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use thiserror::Error;
 
@@ -46,6 +46,9 @@ const TAIL_BYTES: usize = 16 << 10;
 const QMP_WITHIN: Duration = Duration::from_secs(10);
 /// Time for QEMU to end after it closed its monitor.
 const CLOSED_WITHIN: Duration = Duration::from_secs(5);
+/// Where a QEMU waits for a guest of another, in its folder.
+const MIGRATION_SOCKET: &str = "migration.sock";
+const MIGRATION_BYTES_PER_SECOND_MAX: u64 = 1 << 30;
 /// Largest piece of standard input in one frame.
 const STDIN_PIECE_BYTES: usize = 32_768;
 
@@ -83,6 +86,14 @@ pub enum GuestError {
         /// How that showed.
         why: String,
         /// Last lines of QEMU and of the serial console.
+        log: String,
+    },
+    /// The guest did not move to another QEMU, and goes on where it was.
+    #[error("guest did not move: {why}{}", shown(log))]
+    NotMoved {
+        /// What QEMU said.
+        why: String,
+        /// Last lines of the QEMU that it was to move to.
         log: String,
     },
     /// No command has that number, or its end was handed out already.
@@ -143,9 +154,38 @@ pub struct Guest {
     folder: Folder,
 }
 
-impl Guest {
-    pub(crate) fn boot(machine: &Machine) -> Result<Self, GuestError> {
-        let start = Instant::now();
+/// A QEMU whose sockets are there; the guest in it need not be.
+#[derive(Debug)]
+struct Started {
+    process: Process,
+    channel: Channel,
+    monitor: Qmp,
+    folder: Folder,
+}
+
+/// A QEMU that waits for a guest of another: see [`Guest::migrate`].
+#[derive(Debug)]
+pub struct Incoming {
+    started: Started,
+    uri: String,
+}
+
+impl Incoming {
+    pub(crate) fn start(machine: &Machine) -> Result<Self, GuestError> {
+        let started = Started::new(machine, Instant::now())?;
+        let uri = format!(
+            "unix:{}",
+            started.folder.path().join(MIGRATION_SOCKET).display()
+        );
+        let mut incoming = Self { started, uri };
+        let command = json!({"execute": "migrate-incoming", "arguments": {"uri": incoming.uri}});
+        incoming.started.monitor.execute(&command, QMP_WITHIN)?;
+        Ok(incoming)
+    }
+}
+
+impl Started {
+    fn new(machine: &Machine, start: Instant) -> Result<Self, GuestError> {
         let folder = Folder::new(machine.folder_path())?;
         let listener = UnixListener::bind(folder.path().join(MONITOR_SOCKET))
             .map_err(setup("listen for QEMU's monitor"))?;
@@ -177,7 +217,30 @@ impl Guest {
         let channel = UnixStream::connect(folder.path().join(CHANNEL_SOCKET))
             .and_then(Channel::new)
             .map_err(setup("connect to the guest's channel"))?;
-        let ready = channel.wait_ready(left()).map_err(|error| {
+        Ok(Self {
+            process,
+            channel,
+            monitor,
+            folder,
+        })
+    }
+}
+
+impl Guest {
+    pub(crate) fn boot(machine: &Machine) -> Result<Self, GuestError> {
+        let start = Instant::now();
+        let Started {
+            process,
+            channel,
+            monitor,
+            folder,
+        } = Started::new(machine, start)?;
+        let left = machine.boot_time_max().saturating_sub(start.elapsed());
+        let not_ready = |why: String| GuestError::NotReady {
+            why,
+            log: folder.log_tail(),
+        };
+        let ready = channel.wait_ready(left).map_err(|error| {
             not_ready(match error {
                 WaitError::Closed(_) => "QEMU ended".to_owned(),
                 WaitError::DeadlinePassed | WaitError::NoSuchCommand => format!(
@@ -416,6 +479,72 @@ impl Guest {
         Ok(monitor.event(name, within)?)
     }
 
+    /// Moves the guest to another QEMU, which ran its devices when this returns; the QEMU that it has
+    /// left is over. Commands go on and may be waited for, but must not print while the guest moves.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError::NotMoved`]: the guest goes on where it was. [`GuestError::Monitor`].
+    pub fn migrate(self, incoming: Incoming, within: Duration) -> Result<Self, (Self, GuestError)> {
+        let Incoming { started, uri } = incoming;
+        let moved = self.send_to(&uri, within);
+        let Started {
+            process,
+            channel,
+            mut monitor,
+            folder,
+        } = started;
+        let resumed = moved.and_then(|()| Ok(monitor.event("RESUME", within)?));
+        if let Err(error) = resumed {
+            let error = match error {
+                GuestError::NotMoved { why, .. } => GuestError::NotMoved {
+                    why,
+                    log: folder.log_tail(),
+                },
+                other => other,
+            };
+            return Err((self, error));
+        }
+        channel.take_over(&self.channel);
+        Ok(Self {
+            process,
+            channel,
+            monitor: Mutex::new(monitor),
+            ready: self.ready.clone(),
+            boot_time: self.boot_time,
+            folder,
+        })
+    }
+
+    fn send_to(&self, uri: &str, within: Duration) -> Result<(), GuestError> {
+        // With a way back, a guest whose state the other QEMU does not take goes on here.
+        let capabilities =
+            ["events", "return-path"].map(|name| json!({"capability": name, "state": true}));
+        let set = json!({"execute": "migrate-set-capabilities",
+            "arguments": {"capabilities": capabilities}});
+        self.qmp(&set)?;
+        // A guest that writes faster than that to its memory would never be done.
+        let bandwidth = json!({"execute": "migrate-set-parameters", "arguments":
+            {"max-bandwidth": MIGRATION_BYTES_PER_SECOND_MAX}});
+        self.qmp(&bandwidth)?;
+        self.qmp(&json!({"execute": "migrate", "arguments": {"uri": uri}}))?;
+        let end = Instant::now() + within;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let event = self.qmp_event("MIGRATION", left)?;
+            match event.pointer("/data/status").and_then(Value::as_str) {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => {
+                    return Err(GuestError::NotMoved {
+                        why: "QEMU says that the migration failed".to_owned(),
+                        log: String::new(),
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Powers the guest off and waits for QEMU's end.
     ///
     /// # Errors
@@ -592,7 +721,12 @@ impl Folder {
                 .map_err(setup("create a folder for the guest"));
         };
         // Sockets of an earlier guest would be in the way.
-        for socket in [MONITOR_SOCKET, CHANNEL_SOCKET, crate::machine::QMP_SOCKET] {
+        for socket in [
+            MONITOR_SOCKET,
+            CHANNEL_SOCKET,
+            MIGRATION_SOCKET,
+            crate::machine::QMP_SOCKET,
+        ] {
             match fs::remove_file(path.join(socket)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(setup("remove an old socket")(error));

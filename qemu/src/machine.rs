@@ -10,7 +10,7 @@ use crate::{
     accelerator::Accelerator,
     device::{Options, Vhba, Vnic, vhba_args, vnic_args},
     emulator::Qemu,
-    guest::{self, Guest, GuestError},
+    guest::{self, Guest, GuestError, Incoming},
     image::{GuestImage, TOOLS_SERIAL},
 };
 
@@ -45,6 +45,7 @@ pub struct Machine {
     accelerator: Accelerator,
     memory_mib: u32,
     cpus: u16,
+    migrates: bool,
     vnics: Vec<Vnic>,
     vhbas: Vec<Vhba>,
     root_ports: u8,
@@ -65,6 +66,7 @@ impl Machine {
             accelerator,
             memory_mib: 512,
             cpus: 1,
+            migrates: false,
             vnics: Vec::new(),
             vhbas: Vec::new(),
             root_ports: 0,
@@ -81,6 +83,27 @@ impl Machine {
     pub fn memory_mib(mut self, memory_mib: u32) -> Self {
         self.memory_mib = memory_mib;
         self
+    }
+
+    /// Has the machine be one that [`Guest::migrate`] may move. Both of them must be.
+    #[must_use]
+    pub const fn migrates(mut self) -> Self {
+        self.migrates = true;
+        self
+    }
+
+    /// The memory in QEMU's notation.
+    ///
+    /// Under TCG some moves of a busy guest with QEMU 7.2 ended in a panic of its kernel about old words on
+    /// a stack, and none of eight did with memory that is no whole number of pieces of 256 KiB. Why is
+    /// not known; a fault of ours is not excluded.
+    fn memory(&self) -> String {
+        let kib = u64::from(self.memory_mib) << 10;
+        if self.migrates && self.accelerator == Accelerator::Tcg {
+            format!("{}K", kib + 8)
+        } else {
+            format!("{kib}K")
+        }
     }
 
     /// Number of CPUs.
@@ -178,11 +201,11 @@ impl Machine {
         };
         push("-cpu", cpu.into());
         push("-smp", self.cpus.to_string().into());
-        push("-m", format!("{}M", self.memory_mib).into());
+        push("-m", self.memory().into());
         let mut memory = Options::new("memory-backend-memfd");
         memory
             .set("id", "mem")
-            .set("size", format!("{}M", self.memory_mib))
+            .set("size", self.memory())
             .set("share", "on");
         push("-object", memory.finish());
 
@@ -287,6 +310,16 @@ impl Machine {
     /// shows the last lines of QEMU and of the serial console.
     pub fn boot(self) -> Result<Guest, GuestError> {
         Guest::boot(&self)
+    }
+
+    /// Starts QEMU without a guest, to take that of another by [`Guest::migrate`]. The machine must be
+    /// like the other one but for the sockets of its devices.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError`], as [`Self::boot`].
+    pub fn wait_for_guest(self) -> Result<Incoming, GuestError> {
+        Incoming::start(&self.arg("-incoming").arg("defer"))
     }
 
     /// Starts a guest without our kernel, PID 1 and tools disk: `firmware` boots it from a device

@@ -14,6 +14,7 @@ use fabric_payload::ethernet::{FLAG_NEEDS_CSUM, HEADER_BYTES, Offloads, VirtioNe
 use fabric_transport::{DeviceId, VirtualLane};
 use orimono_tests::devices::net::{NetGuest, SLOT_BYTES, frame, number};
 use orimono_tests::fabric::{FabricDevice, FarEnd, TestFabric, Watched};
+use orimono_tests::front_end::request;
 use orimono_tests::front_end::{Buffer, DESC_INDIRECT, DESC_NEXT, DESC_WRITE};
 use qos::{BitRate, DeviceRate};
 use vhost_user_session::{Session, SessionConfig, SessionHandle, SocketSource};
@@ -953,4 +954,54 @@ fn n07_frame_that_does_not_fit_leaves_the_buffers_for_the_next() {
     case.nics[0].send_and_wait(&payload);
     assert_eq!(case.nics[0].receive_drops(ReceiveDrop::BufferTooSmall), 1);
     case.assert_unharmed(guest);
+}
+
+// Guests that move.
+
+/// SEND_RARP with the address that QEMU puts there; the answer if the back end was to acknowledge it.
+fn send_rarp(guest: &NetGuest) -> u64 {
+    let mut address = [0; 8];
+    address[..6].copy_from_slice(&GUEST_MAC);
+    let raw = &guest.guest.raw;
+    raw.ask(request::SEND_RARP, &address, &[])
+        .unwrap()
+        .value()
+        .unwrap()
+}
+
+fn announced() -> Vec<u8> {
+    fabric_payload::announcement::announcement(GUEST_MAC)[HEADER_BYTES..].to_vec()
+}
+
+#[test]
+fn front_end_has_the_vnic_announced_whenever_it_asks() {
+    let mut case = Case::new();
+    let mut guest = case.guest();
+    assert_eq!(send_rarp(&guest), 0);
+    assert_eq!(case.nics[0].next_frame(), announced());
+    // Without a director it waits for one.
+    case.fabric.down();
+    assert_eq!(send_rarp(&guest), 0);
+    case.fabric.up().unwrap();
+    assert_eq!(case.nics[0].next_frame(), announced());
+    // Nothing else was sent, and the rings are as they were.
+    case.nics[0].round_trip(&mut guest);
+    assert_eq!(case.nics[0].device.statistics().announcements, 2);
+    case.assert_unharmed(guest);
+}
+
+#[test]
+fn vnic_that_two_hosts_serve_is_announced_where_its_rings_start() {
+    let mut case = Case::new();
+    case.nics[0].device.set_moves(true);
+    let guest = case.guest();
+    assert_eq!(case.nics[0].next_frame(), announced());
+    // The director may have taken the other host's for the right one meanwhile.
+    case.fabric.down();
+    case.fabric.up().unwrap();
+    assert_eq!(case.nics[0].next_frame(), announced());
+    drop(guest);
+    case.nics[0].device.set_moves(false);
+    let mut guest = case.guest();
+    case.nics[0].round_trip(&mut guest);
 }

@@ -78,6 +78,14 @@ pub trait VirtioDevice: Send + Sync + 'static {
         let _ = mtu;
     }
 
+    /// Whether the device takes [`announce`](Self::announce).
+    fn can_announce(&self) -> bool {
+        false
+    }
+
+    /// SEND_RARP: the guest has moved here and does not say so itself.
+    fn announce(&self) {}
+
     /// The ring of queue `index` is set up and enabled.
     ///
     /// `queue` may be cloned and used from any thread until the ring is stopped; a handle kept

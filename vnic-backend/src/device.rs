@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use fabric_bypass::{DirectPort, DirectReceiver};
+use fabric_payload::announcement::announcement;
 use fabric_payload::ethernet::{
     ETHERNET_HEADER_BYTES, FRAME_BYTES_MAX, HEADER_BYTES, LinkState, Offloads,
 };
 use fabric_transport::control::Windows;
 use fabric_transport::frame::{BLOCK_BYTES, DeviceId};
 use fabric_transport::link::spin_allowed;
-use fabric_transport::{LaneClient, LaneSet, Receipt, VirtualLane};
+use fabric_transport::{FrameBuffer, LaneClient, LaneSet, Receipt, VirtualLane};
 use vhost_user_session::{Queue, StopReason, VirtioDevice, Waker};
 
 use crate::direct::Attached;
@@ -143,6 +144,10 @@ pub struct VnicDevice {
     usable: AtomicU32,
     /// Bit n: pair n has filled buffers of this batch. Whose batch ends first tells of them all.
     touched: AtomicU32,
+    /// Another host serves the same vNIC: it is announced where its rings start.
+    moves: AtomicBool,
+    /// An announcement has to be sent, and was not yet.
+    announces: AtomicBool,
     counters: Counters,
     /// What the director of this session said last.
     port_is_up: AtomicBool,
@@ -227,6 +232,8 @@ impl VnicDevice {
             mtu: AtomicU16::new(config.mtu),
             usable: AtomicU32::new(0),
             touched: AtomicU32::new(0),
+            moves: AtomicBool::new(false),
+            announces: AtomicBool::new(false),
             counters: Counters::default(),
             port_is_up: AtomicBool::new(true),
             link_watcher: OnceLock::new(),
@@ -289,6 +296,38 @@ impl VnicDevice {
     #[must_use]
     pub fn statistics(&self) -> VnicStatistics {
         self.counters.snapshot()
+    }
+
+    /// Whether another host serves the same vNIC, as long as its guest moves: then the vNIC is
+    /// announced to the director whenever its rings run here and were not known to.
+    pub fn set_moves(&self, moves: bool) {
+        self.moves.store(moves, Ordering::Release);
+    }
+
+    /// The guest is here, and whoever sends to it has to learn that.
+    fn arrived(&self) {
+        if self.moves.load(Ordering::Acquire) {
+            self.announce();
+        }
+    }
+
+    /// Sends an announcement that is due. One that the lane does not take is tried again when that
+    /// changes.
+    fn send_announcement(&self) {
+        if !self.announces.load(Ordering::Acquire) {
+            return;
+        }
+        let Some(attached) = lock(&self.attached).clone() else {
+            return;
+        };
+        let frame = FrameBuffer::from_payload(&announcement(self.config.mac));
+        let mut frames = vec![(VirtualLane::Network, frame)];
+        if attached.queue(&mut frames).is_ok() {
+            attached.lanes.flush();
+            self.announces.store(false, Ordering::Release);
+            self.counters.announced();
+            tracing::info!(device = self.config.name, "vNIC is announced");
+        }
     }
 
     fn negotiated(&self) -> Negotiated {
@@ -458,6 +497,15 @@ impl VirtioDevice for VnicDevice {
         self.mtu.store(mtu.min(self.config.mtu), Ordering::Relaxed);
     }
 
+    fn can_announce(&self) -> bool {
+        true
+    }
+
+    fn announce(&self) {
+        self.announces.store(true, Ordering::Release);
+        self.wake(0);
+    }
+
     fn queue_started(&self, index: usize, queue: Queue) {
         let Some(pair) = self.pairs.get(index / 2) else {
             return;
@@ -488,17 +536,21 @@ impl VirtioDevice for VnicDevice {
         } else if let Some(pair) = self.pairs.get(index / 2) {
             // Comes when the ring starts or is enabled again; later kicks cost little.
             let receiver = lock(&pair.receiver);
-            if receiver.is_usable() {
-                self.usable.fetch_or(bit(index / 2), Ordering::Release);
+            if receiver.is_usable() && self.usable.fetch_or(bit(index / 2), Ordering::AcqRel) == 0 {
+                self.arrived();
             }
         }
     }
 
     fn woken(&self, thread: usize) {
+        if thread == 0 {
+            self.send_announcement();
+        }
         self.transmit(thread, true);
     }
 
     fn disconnected(&self) {
+        self.announces.store(false, Ordering::Release);
         self.features.store(0, Ordering::Release);
         self.mtu.store(self.config.mtu, Ordering::Relaxed);
     }
@@ -512,6 +564,9 @@ impl LaneClient for VnicDevice {
             director.attach(self.me.clone());
         }
         *lock(&self.attached) = Some(Arc::new(Attached::new(lanes, director)));
+        if self.receive_queues_running() > 0 {
+            self.arrived();
+        }
         self.wake_all();
         self.link_news(LinkNews::Changed);
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fabric_bypass::{DirectPort, DirectVnic};
 use fabric_payload::ethernet::HEADER_BYTES;
-use fabric_transport::{LaneSet, VirtualLane, frame};
+use fabric_transport::{FrameBuffer, LaneSet, SendRefused, VirtualLane, frame};
 use vhost_user_session::{BatchChain, RingBatch};
 
 /// What goes past the lanes at once: little enough for the processor's nearest caches.
@@ -24,7 +24,7 @@ const CHARGE_BYTES: u32 = 128 * 1024;
 pub(crate) struct Attached {
     pub(crate) lanes: LaneSet,
     /// Frames sent by them.
-    pub(crate) sent: AtomicU64,
+    sent: AtomicU64,
     /// Frames that came by them, and are in the guest's buffers or dropped.
     pub(crate) received: AtomicU64,
     /// The director, if it is in this process.
@@ -39,6 +39,20 @@ impl Attached {
             received: AtomicU64::new(0),
             director,
         }
+    }
+
+    /// Puts a frame on the network lane, to be flushed.
+    pub(crate) fn queue(
+        &self,
+        frame: &mut Vec<(VirtualLane, FrameBuffer)>,
+    ) -> Result<(), SendRefused> {
+        // Counted before it can arrive.
+        self.sent.fetch_add(1, Ordering::AcqRel);
+        let queued = self.lanes.queue(frame);
+        if queued.is_err() {
+            self.sent.fetch_sub(1, Ordering::AcqRel);
+        }
+        queued
     }
 
     /// Where frames go past the lanes, if they may now.

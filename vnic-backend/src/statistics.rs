@@ -90,6 +90,8 @@ pub struct VnicStatistics {
     pub bad_receive_buffers: u64,
     /// Frames whose checksum was completed here for a guest that does not do it.
     pub checksums_completed: u64,
+    /// Announcements sent for a guest that moved here; not among the transmitted frames.
+    pub announcements: u64,
 }
 
 #[derive(Debug)]
@@ -140,6 +142,7 @@ pub(crate) struct Counters {
     transmit_stalls: AtomicU64,
     bad_receive_buffers: AtomicU64,
     checksums_completed: AtomicU64,
+    announcements: AtomicU64,
 }
 
 impl Counters {
@@ -177,6 +180,10 @@ impl Counters {
         add(&self.checksums_completed, 1);
     }
 
+    pub(crate) fn announced(&self) {
+        add(&self.announcements, 1);
+    }
+
     pub(crate) fn snapshot(&self) -> VnicStatistics {
         VnicStatistics {
             transmit: self.transmit.snapshot(&TransmitDrop::ALL),
@@ -184,6 +191,7 @@ impl Counters {
             transmit_stalls: self.transmit_stalls.load(Ordering::Relaxed),
             bad_receive_buffers: self.bad_receive_buffers.load(Ordering::Relaxed),
             checksums_completed: self.checksums_completed.load(Ordering::Relaxed),
+            announcements: self.announcements.load(Ordering::Relaxed),
         }
     }
 }

@@ -10,7 +10,6 @@
 //! stopped meanwhile gives that chain back unread, so nothing is lost and nothing sent twice.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use fabric_bypass::DirectVnic;
@@ -245,22 +244,14 @@ impl Transmitter {
     fn send(&mut self, context: &Context<'_>, held: Held) -> Result<Chain, Held> {
         let sent = match context.attached.as_deref() {
             None => Err(SendRefused::Down),
-            Some(Attached { lanes, sent, .. }) => {
-                // Counted before it can arrive.
-                sent.fetch_add(1, Ordering::AcqRel);
-                let queued = match lanes.queue(&mut self.outgoing) {
-                    // The device's queue may be full of what this very turn put there.
-                    Err(SendRefused::Blocked) => {
-                        lanes.flush();
-                        lanes.queue(&mut self.outgoing)
-                    }
-                    other => other,
-                };
-                if queued.is_err() {
-                    sent.fetch_sub(1, Ordering::AcqRel);
+            Some(attached) => match attached.queue(&mut self.outgoing) {
+                // The device's queue may be full of what this very turn put there.
+                Err(SendRefused::Blocked) => {
+                    attached.lanes.flush();
+                    attached.queue(&mut self.outgoing)
                 }
-                queued
-            }
+                other => other,
+            },
         };
         match sent {
             Ok(()) => context.counters.transmitted(1, held.frame_bytes),

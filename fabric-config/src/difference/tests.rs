@@ -305,3 +305,67 @@ fn what_would_not_fit_is_refused_and_what_did_not_fit_is_not() {
     assert!(refused.to_string().contains("vm vm1"), "{refused}");
     require_admitted_anew(&lab("9.8G"), &lab("9.9G")).unwrap();
 }
+
+#[test]
+fn a_vnic_moves_with_its_vm_only_where_it_is_served_already() {
+    let staying = LAB.split("[[host.vm.vhba]]").next().unwrap();
+    let moving = staying.replace("name = \"vm1\"", "name = \"vm1\"\nmoves-to = \"host2\"");
+    let host2 = "[[host]]\nname = \"host2\"\ndirector = [\"tcp:127.0.0.1:7471\"]\n\
+                 run-dir = \"/run/orimono/host2\"\nrate = \"10G\"\n";
+    let (host1, vm) = staying.split_once("[[host.vm]]").unwrap();
+    let moved = format!("{host1}{host2}[[host.vm]]{vm}");
+    let parse = |text: String| text.parse::<LabConfig>().unwrap();
+    let staying = parse(format!("{staying}{host2}"));
+    let moving = parse(format!("{moving}{host2}"));
+    let moved = parse(moved);
+    let sides = [Side::Director, Side::Host("host1"), Side::Host("host2")];
+    let refused = |before, after| {
+        let difference = Difference::between(before, after);
+        assert!(!difference.ends(DeviceId(1)) && !difference.begins(DeviceId(1)));
+        sides.map(|side| !difference.cannot_change(side).is_empty())
+    };
+    assert_eq!(refused(&staying, &moving), [false; 3]);
+    assert_eq!(refused(&moving, &moved), [false; 3]);
+    assert_eq!(refused(&moving, &staying), [false; 3]);
+    assert_eq!(refused(&staying, &moved), [true; 3]);
+    // Both links carry it meanwhile.
+    let reserved = |lab: &LabConfig| {
+        let hops = lab.admit();
+        let links = hops
+            .iter()
+            .filter(|hop| hop.budget.hop().ends_with("uplink"));
+        links.map(|hop| hop.reserved.is_zero()).collect::<Vec<_>>()
+    };
+    assert_eq!(reserved(&staying), [false, true]);
+    assert_eq!(reserved(&moving), [false, false]);
+    assert_eq!(reserved(&moved), [true, false]);
+    let served = |lab: &LabConfig, host| lab.serving_host(host).unwrap().vnics().count();
+    assert_eq!((served(&moving, "host1"), served(&moving, "host2")), (1, 1));
+    assert_eq!((served(&moved, "host1"), served(&moved, "host2")), (0, 1));
+}
+
+#[test]
+fn a_vm_moves_to_another_host_and_without_vhbas() {
+    let refused = |words: &str, to: &str| {
+        let text = words.replace(
+            "name = \"vm1\"",
+            &format!("name = \"vm1\"\nmoves-to = \"{to}\""),
+        );
+        text.parse::<LabConfig>().unwrap_err().to_string()
+    };
+    let without = LAB.split("[[host.vm.vhba]]").next().unwrap();
+    let error = refused(without, "host1");
+    assert!(
+        error.contains("vm vm1: moves-to is the VM's own host"),
+        "{error}"
+    );
+    let error = refused(without, "host9");
+    assert!(error.contains("there is no host \"host9\""), "{error}");
+    let second = "[[host]]\nname = \"host2\"\ndirector = [\"tcp:127.0.0.1:7471\"]\n\
+                  run-dir = \"/run/orimono/host2\"\nrate = \"10G\"\n";
+    let error = refused(&format!("{LAB}{second}"), "host2");
+    assert!(
+        error.contains("a VM with a vHBA cannot move while it runs"),
+        "{error}"
+    );
+}

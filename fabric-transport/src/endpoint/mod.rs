@@ -750,6 +750,12 @@ impl LaneSet {
         self.device
     }
 
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> &str {
+        &self.endpoint.peer
+    }
+
     /// Epoch of their session; see [`LaneClient::down`].
     #[must_use]
     pub fn epoch(&self) -> u16 {

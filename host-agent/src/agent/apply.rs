@@ -4,7 +4,7 @@
 //! changes, what ends does so before anything begins, and rates fall before they rise. A director in
 //! this process takes the file in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 use anyhow::Result;
@@ -42,30 +42,43 @@ impl HostAgent {
             return Err(ApplyRefused::CannotChange(refusals));
         }
         require_admitted_anew(&before, &after)?;
-        let (Some(was), Some(host)) = (before.host(&self.name), after.host(&self.name)) else {
+        let hosts = (
+            before.serving_host(&self.name),
+            after.serving_host(&self.name),
+        );
+        let (Some(was), Some(host)) = hosts else {
             // Said above: a host of its own that goes is refused.
             return Ok(Report::default());
         };
-        let new = new_devices(&after, host, &difference)?;
+        // One that arrives or leaves by a move goes on at the other host.
+        let (ids_before, ids_after) = (ids(&was), ids(&host));
+        let ended = ids_before.iter().copied();
+        let ended: BTreeSet<_> = ended
+            .filter(|id| !ids_after.contains(id) || difference.ends(*id))
+            .collect();
+        let begins = |id: DeviceId| !ids_before.contains(&id) || difference.begins(id);
+        let new = new_devices(&after, &host, &begins)?;
         let director = self.director.as_ref();
         let director = director.map(|director: &Director| director.prepare(after.clone()));
         let director = director.transpose()?;
         let mut failures = BTreeMap::new();
-        let ended = names(was).into_iter();
-        let ended: Vec<_> = ended.filter(|(id, _)| difference.ends(*id)).collect();
+        // What leaves by a move stays in its guest.
+        let leaving = names(&was).into_iter();
+        let leaving: Vec<_> = leaving.filter(|(id, _)| difference.ends(*id)).collect();
         self.plugs
-            .release(ended.iter().map(|(_, name)| name.as_str()));
-        self.end_devices(was, &difference);
+            .release(leaving.iter().map(|(_, name)| name.as_str()));
+        self.end_devices(&ended);
         let mut report = director.map_or_else(Report::default, |director| director.commit());
         self.set_rates(&difference, &mut failures);
         for New { id, device } in new {
-            if let Err(error) = self.begin(host, device) {
+            if let Err(error) = self.begin(&host, device) {
                 failures.insert(id, format!("{error:#}"));
             }
         }
-        self.link.set_devices(names(host));
-        self.view.set(host);
-        self.plugs.set(host);
+        self.set_moves(&host);
+        self.link.set_devices(names(&host));
+        self.view.set(&host);
+        self.plugs.set(&host);
         for (id, change) in difference.changes().filter(|(_, it)| it.concerns(side)) {
             let failed = failures.remove(id);
             let own = change.report(failed.map_or(Outcome::Done, Outcome::Failed));
@@ -80,10 +93,7 @@ impl HostAgent {
         Ok(report)
     }
 
-    fn end_devices(&self, host: &HostConfig, difference: &Difference) {
-        let devices = host.vnics().map(|vnic| vnic.id);
-        let devices = devices.chain(host.vhbas().map(|vhba| vhba.id));
-        let ended: Vec<_> = devices.filter(|id| difference.ends(*id)).collect();
+    fn end_devices(&self, ended: &BTreeSet<DeviceId>) {
         let mut served = self.served();
         let devices = ended.iter().filter_map(|id| served.remove(id));
         let devices: Vec<_> = devices.collect();
@@ -95,7 +105,7 @@ impl HostAgent {
             }
         });
         for id in ended {
-            self.uplink.remove(id);
+            self.uplink.remove(*id);
         }
     }
 
@@ -105,6 +115,17 @@ impl HostAgent {
         self.served().insert(fabric.id, served);
         self.uplink.add(fabric);
         Ok(())
+    }
+
+    /// Tells each vNIC whether another host serves it too.
+    fn set_moves(&self, host: &HostConfig) {
+        let served = self.served();
+        for vm in &host.vms {
+            let known = vm.vnics.iter().filter_map(|vnic| served.get(&vnic.id));
+            for (vnic, _) in known.filter_map(|known| known.vnic.as_ref()) {
+                vnic.set_moves(vm.moves_to.is_some());
+            }
+        }
     }
 
     fn set_rates(&self, difference: &Difference, failures: &mut BTreeMap<ObjectId, String>) {
@@ -175,11 +196,16 @@ impl Live for HostAgent {
     }
 }
 
+fn ids(host: &HostConfig) -> BTreeSet<DeviceId> {
+    let vnics = host.vnics().map(|vnic| vnic.id);
+    vnics.chain(host.vhbas().map(|vhba| vhba.id)).collect()
+}
+
 /// The devices of `host` that begin, made but not served yet.
 fn new_devices(
     lab: &LabConfig,
     host: &HostConfig,
-    difference: &Difference,
+    begins: &dyn Fn(DeviceId) -> bool,
 ) -> Result<Vec<New>, ApplyRefused> {
     let mut new = Vec::new();
     let mut add = |id: ObjectId, object: String, device: Result<Device>| match device {
@@ -197,12 +223,12 @@ fn new_devices(
             name: vm.name.clone(),
             rate: vm.ingress,
         };
-        for vnic in vm.vnics.iter().filter(|it| difference.begins(it.id)) {
+        for vnic in vm.vnics.iter().filter(|it| begins(it.id)) {
             let object = format!("vnic {}", vnic.name);
-            let device = vnic_device(lab, host, vnic, &grant);
+            let device = vnic_device(lab, host, vnic, (vm, &grant));
             add(ObjectId::Vnic(vnic.id), object, device)?;
         }
-        for vhba in vm.vhbas.iter().filter(|it| difference.begins(it.id)) {
+        for vhba in vm.vhbas.iter().filter(|it| begins(it.id)) {
             let object = format!("vhba {}", vhba.name);
             let device = vhba_device(host, vhba, &grant);
             add(ObjectId::Vhba(vhba.id), object, device)?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! prepare:  differs? ─> may it change? ─> does it fit? ─> open what is new      (refused: nothing changed)
-//! commit:   devices that end ─> hosts, ports ─> rates ─> LUN maps ─> devices that begin
+//! commit:   devices that end ─> hosts, ports ─> rates ─> LUN maps ─> devices that move or begin
 //! ```
 //!
 //! What ends is fenced before anything begins: it leaves the books, so that no session is granted it,
@@ -12,7 +12,7 @@
 //! Rates fall before they rise, so that a reservation that moves from one device to another fits at
 //! every moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -165,6 +165,7 @@ impl Prepared<'_> {
         self.set_rates(&mut failures);
         self.begin_hosts_and_ports();
         self.set_luns(&mut failures);
+        self.move_devices();
         self.begin_devices(&mut failures);
         let changes = self.difference.changes();
         let objects = changes.map(|(id, change)| {
@@ -343,6 +344,26 @@ impl Prepared<'_> {
         self.watch_luns();
     }
 
+    /// Devices that stay and are at other hosts. One that such a device has left lets it go.
+    fn move_devices(&self) {
+        let mut state = self.director.books.write();
+        let mut left = Vec::new();
+        for (id, device) in devices(&self.after) {
+            let Some(known) = state.devices.get_mut(&id) else {
+                continue;
+            };
+            let hosts = known.hosts().filter(|host| !device.is_of(host));
+            left.extend(hosts.map(|host| (host.clone(), id)));
+            (known.host, known.moves_to) = (device.host, device.moves_to);
+        }
+        drop(state);
+        for (host, id) in left {
+            if let Some(endpoint) = self.director.acceptor.endpoint(&host) {
+                endpoint.detach(id);
+            }
+        }
+    }
+
     fn begin_devices(&self, failures: &mut Failures) {
         let begins = |id: DeviceId| self.difference.begins(id);
         for (_, vm, vnic) in vnics(&self.after).filter(|(.., it)| begins(it.id)) {
@@ -441,22 +462,20 @@ impl Director {
         };
         // Whoever attaches it from now on gets these.
         known.egress = egress;
-        let host = known.host.clone();
+        let hosts: Vec<_> = known.hosts().cloned().collect();
         drop(state);
-        match self.acceptor.endpoint(&host) {
-            Some(endpoint) => endpoint.set_rate(device, egress),
-            None => Ok(()),
-        }
+        let mut endpoints = hosts.iter().filter_map(|host| self.acceptor.endpoint(host));
+        endpoints.try_for_each(|endpoint| endpoint.set_rate(device, egress))
     }
 
     /// Gives a VM other words at its ports and at the link of its host.
     fn set_vm(&self, vm: &VmConfig) -> Result<(), AdmissionError> {
         let mut state = self.books.write();
-        let mut host = None;
+        let mut hosts = BTreeSet::new();
         for device in state.devices.values_mut() {
             if device.vm.name == vm.name {
                 device.vm.rate = vm.egress;
-                host = Some(device.host.clone());
+                hosts.extend(device.hosts().cloned());
             }
         }
         let ethernet_ports: Vec<_> = state.ethernet_ports.values().cloned().collect();
@@ -468,9 +487,7 @@ impl Director {
         for port in san_ports {
             port.set_vm(vm)?;
         }
-        match host.and_then(|host| self.acceptor.endpoint(&host)) {
-            Some(endpoint) => endpoint.set_vm_rate(&vm.name, vm.egress),
-            None => Ok(()),
-        }
+        let mut endpoints = hosts.iter().filter_map(|host| self.acceptor.endpoint(host));
+        endpoints.try_for_each(|endpoint| endpoint.set_vm_rate(&vm.name, vm.egress))
     }
 }

@@ -104,7 +104,7 @@ impl<'a> Delivery<'a> {
     pub(super) fn new(vnic: Arc<Vnic>) -> Self {
         let session = vnic.current();
         let receiver = session.as_ref().and_then(|Current { lanes, sent, .. }| {
-            let receiver = vnic.receiver()?;
+            let receiver = vnic.receiver(lanes)?;
             let arrived = receiver.lane_frames(lanes.epoch())?;
             let in_order = arrived == sent.load(Ordering::Acquire);
             (in_order && lanes.is_clear()).then_some(receiver)

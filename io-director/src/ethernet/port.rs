@@ -28,7 +28,8 @@ use std::sync::{
 use std::thread::JoinHandle;
 
 use fabric_bypass::{DirectReceiver, DirectVnic};
-use fabric_config::{EthernetPortConfig, MacAddress, PortName, VmConfig, VnicConfig};
+use fabric_config::{EthernetPortConfig, PortName, VmConfig, VnicConfig};
+use fabric_payload::announcement::announcement;
 use fabric_payload::ethernet::{
     FRAME_BYTES_MAX, HEADER_BYTES, LinkState, Offloads, PAYLOAD_BYTES_MAX, VirtioNetHeader,
 };
@@ -48,7 +49,6 @@ use zerocopy::IntoBytes;
 use super::address_service::{AddressService, BootThread};
 use super::delivery::Batch;
 use super::mirror::MirrorTarget;
-use super::packet::RARP;
 use super::policy::Policy;
 use super::probe::{Probe, Seen, Showing};
 use super::rewrite::{Outgoing, Rewrite, TagEdit};
@@ -136,10 +136,12 @@ pub(super) struct Vnic {
     pub(super) config: VnicConfig,
     /// Replaced as a whole.
     policy: RwLock<Arc<Policy>>,
-    /// Of the newest session.
+    /// Of the newest session of the host that it is at.
     pub(super) current: RwLock<Option<Current>>,
-    /// Its guest, if that is of this process.
-    receiver: RwLock<Option<Weak<dyn DirectReceiver>>>,
+    /// Of the host that it moves to, or from. Locked with `current` locked.
+    waiting: Mutex<Vec<Current>>,
+    /// Its guest, if that is of this process, with the name of the host that this is.
+    receiver: RwLock<Option<(String, Weak<dyn DirectReceiver>)>>,
     /// It was removed: no session begins. Set with `current` locked.
     pub(super) removed: AtomicBool,
     pub(super) counters: VnicCounters,
@@ -219,12 +221,13 @@ impl EthernetPort {
             };
             wire.with(|wire, _| wire.insert(words));
         }
-        let (current, removed, receiver, counters, probe) = Default::default();
+        let (current, waiting, removed, receiver, counters, probe) = Default::default();
         let policy = Arc::new(Policy::new(vnic, shared.config.native_vlan));
         let added = Arc::new(Vnic {
             config: vnic.clone(),
             policy: RwLock::new(policy.clone()),
             current,
+            waiting,
             removed,
             receiver,
             addresses: RwLock::new(self.addresses_of(vnic)),
@@ -292,6 +295,7 @@ impl EthernetPort {
         if let Some(Current { stale, .. }) = current.take() {
             stale.store(true, Ordering::Relaxed);
         }
+        vnic.waiting().clear();
         drop(current);
         if let Some(wire) = &shared.wire {
             let frames = wire.with(|wire, _| wire.remove(device));
@@ -335,24 +339,37 @@ impl EthernetPort {
         Ok(Some(VnicSession::new(self.shared.clone(), vnic, session)))
     }
 
-    /// Has frames for a vNIC of the port go to `receiver` in this process, where that is in order.
-    pub fn attach_receiver(&self, device: DeviceId, receiver: Weak<dyn DirectReceiver>) {
+    /// Has frames for a vNIC of the port go to `receiver`, as far as its session is of `host`, which is
+    /// this process, and where that is in order.
+    pub fn attach_receiver(
+        &self,
+        device: DeviceId,
+        host: &str,
+        receiver: Weak<dyn DirectReceiver>,
+    ) {
         if let Some(vnic) = self.shared.read_vnics().get(&device) {
             let known = vnic.receiver.write();
-            *known.unwrap_or_else(PoisonError::into_inner) = Some(receiver);
+            let attached = Some((host.to_owned(), receiver));
+            *known.unwrap_or_else(PoisonError::into_inner) = attached;
         }
     }
 
-    /// The session of that epoch, if it is the one that has the vNIC, for its host agent in this
-    /// process. `None` as well on a port with a rate: there frames wait, with their credit.
+    /// The session of `host` and that epoch, if it is the one that has the vNIC, for the agent of that
+    /// host in this process. `None` as well on a port with a rate: there frames wait, with their credit.
     #[must_use]
-    pub fn direct_vnic(&self, device: DeviceId, epoch: u16) -> Option<Arc<dyn DirectVnic>> {
+    pub fn direct_vnic(
+        &self,
+        device: DeviceId,
+        host: &str,
+        epoch: u16,
+    ) -> Option<Arc<dyn DirectVnic>> {
         if self.shared.wire.is_some() {
             return None;
         }
         let current = self.shared.read_vnics().get(&device)?.current()?;
         let session = current.client.upgrade()?;
-        (current.lanes.epoch() == epoch).then_some(session as Arc<dyn DirectVnic>)
+        let is_own = (current.lanes.peer(), current.lanes.epoch()) == (host, epoch);
+        is_own.then_some(session as Arc<dyn DirectVnic>)
     }
 
     /// Gives a vNIC other words at this port, in force at once and kept for later sessions. What
@@ -525,6 +542,10 @@ impl Vnic {
         addresses.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(super) fn waiting(&self) -> MutexGuard<'_, Vec<Current>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn policy(&self) -> Arc<Policy> {
         let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner);
         policy.clone()
@@ -569,11 +590,12 @@ impl Vnic {
         current.clone()
     }
 
-    /// Its guest, if that is of this process.
-    pub(super) fn receiver(&self) -> Option<Arc<dyn DirectReceiver>> {
+    /// Its guest, if that is of this process and `lanes` are those of its host.
+    pub(super) fn receiver(&self, lanes: &LaneSet) -> Option<Arc<dyn DirectReceiver>> {
         let receiver = self.receiver.read();
         let receiver = receiver.unwrap_or_else(PoisonError::into_inner);
-        receiver.as_ref()?.upgrade()
+        let (_, receiver) = receiver.as_ref().filter(|(host, _)| host == lanes.peer())?;
+        receiver.upgrade()
     }
 
     /// Shows a frame to the guest that does not get there.
@@ -640,7 +662,7 @@ impl PortShared {
         let vnics: Vec<_> = self.read_vnics().values().cloned().collect();
         for vnic in vnics {
             let policy = vnic.policy();
-            let payload = announcement(policy.mac);
+            let payload = announcement(policy.mac.0);
             for vlan in policy.membership.announced() {
                 let forward = Forward {
                     to: Destination::Uplink,
@@ -1010,22 +1032,6 @@ struct Arrivals {
     passed: Vec<Range<usize>>,
     /// The one that waits for the wire, with the number of the interface that it came from.
     waiting: Option<(usize, Range<usize>)>,
-}
-
-/// A RARP request of this station for itself (RFC 903), behind a header.
-fn announcement(mac: MacAddress) -> Vec<u8> {
-    const FRAME_BYTES_MIN: usize = 60;
-    let mut payload = vec![0; HEADER_BYTES];
-    payload.extend(MacAddress::BROADCAST.0);
-    payload.extend(mac.0);
-    payload.extend(RARP.to_be_bytes());
-    // Ethernet and IPv4, of 6 and 4 bytes; request reverse.
-    payload.extend([0, 1, 8, 0, 6, 4, 0, 3]);
-    payload.extend(mac.0);
-    payload.extend([0; 4]);
-    payload.extend(mac.0);
-    payload.resize(HEADER_BYTES + FRAME_BYTES_MIN, 0);
-    payload
 }
 
 /// Bytes of a frame in pieces, without the header in front of it.

@@ -1,9 +1,19 @@
 //! A vNIC as one session sees it: frames from the guest, checked and switched.
+//!
+//! While a VM moves, the sessions of two hosts have its vNIC. One of them is its current one:
+//!
+//! ```text
+//! up, alone ──────────────────> current ──another host's announces the vNIC──> waiting
+//! up, another host's is there ─> waiting ──announces the vNIC, or the other's is down──> current
+//! ```
+//!
+//! What comes by a session that waits is dropped, and nothing is sent by it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
 
 use fabric_bypass::DirectVnic;
+use fabric_payload::announcement::is_announcement;
 use fabric_payload::ethernet::{ETHERNET_HEADER_BYTES, VirtioNetHeader};
 use fabric_transport::{DeviceId, LaneClient, LaneSet, Receipt, VirtualLane};
 
@@ -15,6 +25,10 @@ use fabric_transport::acceptor::epoch_is_later;
 /// Two VLAN tags may stand between the addresses and what the MTU counts.
 const VLAN_BYTES_MAX: usize = 8;
 
+fn is_same(one: &LaneSet, other: &LaneSet) -> bool {
+    (one.peer(), one.epoch()) == (other.peer(), other.epoch())
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct VnicSession {
@@ -24,7 +38,7 @@ pub(super) struct VnicSession {
     /// Unique among the sessions of the port.
     session: u64,
     lanes: OnceLock<LaneSet>,
-    /// A newer session has the vNIC.
+    /// Another session has the vNIC.
     stale: Arc<AtomicBool>,
     me: Weak<Self>,
     /// Frames that came by the lanes and are on their way, or dropped.
@@ -48,7 +62,7 @@ impl VnicSession {
 
     fn receive_guest<'a>(&'a self, batch: &mut Batch<'a>, payload: &'a [u8]) -> Receipt {
         let vnic = &self.vnic;
-        if self.stale.load(Ordering::Relaxed) {
+        if self.stale.load(Ordering::Relaxed) && !self.claim(payload) {
             vnic.counters.dropped_stale.add(1);
             return Receipt::Consumed;
         }
@@ -135,6 +149,39 @@ impl VnicSession {
         None
     }
 
+    /// Makes this session, which waits, the current one, if `payload` announces the vNIC.
+    fn claim(&self, payload: &[u8]) -> bool {
+        let vnic = &self.vnic;
+        let announces = VirtioNetHeader::split(payload)
+            .is_some_and(|(_, frame)| is_announcement(frame, vnic.config.mac.0));
+        let Some(lanes) = self.lanes.get().filter(|_| announces) else {
+            return false;
+        };
+        let mut current = vnic.current.write().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = vnic.waiting();
+        let own = |waiting: &Current| is_same(&waiting.lanes, lanes);
+        let Some(own) = waiting.iter().position(own) else {
+            return false;
+        };
+        let own = waiting.remove(own);
+        own.stale.store(false, Ordering::Relaxed);
+        let before = current.replace(own);
+        let from = before.as_ref().map(|it| it.lanes.peer().to_owned());
+        if let Some(before) = before {
+            before.stale.store(true, Ordering::Relaxed);
+            waiting.push(before);
+        }
+        drop((current, waiting));
+        vnic.tell_link_anew();
+        tracing::info!(
+            vnic = vnic.config.name,
+            from,
+            to = lanes.peer(),
+            "vNIC moved"
+        );
+        true
+    }
+
     /// Gives back what the vNIC reserved on the port, and drops what it has queued there.
     fn leave(&self) {
         self.stale.store(true, Ordering::Relaxed);
@@ -176,6 +223,22 @@ impl LaneClient for VnicSession {
             self.stale.store(true, Ordering::Relaxed);
             return;
         }
+        // A session of this host before this one is over.
+        vnic.waiting()
+            .retain(|known| known.lanes.peer() != lanes.peer());
+        let session = Current {
+            lanes: lanes.clone(),
+            stale: self.stale.clone(),
+            sent: Arc::default(),
+            client: self.me.clone(),
+        };
+        if let Some(other) = &*current
+            && other.lanes.peer() != lanes.peer()
+        {
+            self.stale.store(true, Ordering::Relaxed);
+            vnic.waiting().push(session);
+            return;
+        }
         let stale = match &*current {
             Some(newer) if epoch_is_later(newer.lanes.epoch(), lanes.epoch()) => Some(&self.stale),
             Some(older) => Some(&older.stale),
@@ -185,12 +248,7 @@ impl LaneClient for VnicSession {
             stale.store(true, Ordering::Relaxed);
         }
         if !self.stale.load(Ordering::Relaxed) {
-            *current = Some(Current {
-                lanes,
-                stale: self.stale.clone(),
-                sent: Arc::default(),
-                client: self.me.clone(),
-            });
+            *current = Some(session);
             drop(current);
             vnic.tell_link_anew();
         }
@@ -221,11 +279,21 @@ impl LaneClient for VnicSession {
         self.leave();
         let vnic = &self.vnic;
         let mut current = vnic.current.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(own) = self.lanes.get().filter(|own| own.epoch() == epoch) else {
+            return;
+        };
+        let mut waiting = vnic.waiting();
+        waiting.retain(|known| !is_same(&known.lanes, own));
         if current
             .as_ref()
-            .is_some_and(|current| current.lanes.epoch() == epoch)
+            .is_some_and(|current| is_same(&current.lanes, own))
         {
-            *current = None;
+            *current = waiting.pop();
+            if let Some(next) = &*current {
+                next.stale.store(false, Ordering::Relaxed);
+                drop((current, waiting));
+                vnic.tell_link_anew();
+            }
         }
     }
 }

@@ -170,6 +170,7 @@ impl Guest {
             | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::MTU
+            | VhostUserProtocolFeatures::RARP
             | VhostUserProtocolFeatures::RESET_DEVICE
     }
 }

@@ -300,11 +300,35 @@ impl Lab {
     /// # Errors
     /// No such VM, or QEMU or the guest's image are missing.
     pub fn machine(&self, vm: &str) -> Result<Machine> {
+        let (qemu, guest_image, accelerator) = self.means()?;
+        self.machine_of(vm, qemu, guest_image, accelerator)
+    }
+
+    /// As [`Self::machine`], of a VM that moves: with its devices at the host that it moves to.
+    ///
+    /// # Errors
+    /// As [`Self::machine`], or the VM does not move.
+    pub fn machine_elsewhere(&self, vm: &str) -> Result<Machine> {
+        let mut elsewhere = self.config.clone();
+        let vms = elsewhere.hosts.iter().flat_map(|host| &host.vms);
+        let moves_to = vms
+            .filter(|known| known.name == vm)
+            .find_map(|it| it.moves_to.clone());
+        let moves_to = moves_to.with_context(|| format!("VM {vm} does not move"))?;
+        let host = self.config.serving_host(&moves_to);
+        let host = host.with_context(|| format!("the lab has no host {moves_to}"))?;
+        elsewhere.hosts = vec![host];
+        let (qemu, guest_image, accelerator) = self.means()?;
+        machine_in(&elsewhere, vm, qemu, guest_image, accelerator)
+    }
+
+    /// What every guest of the lab runs on.
+    fn means(&self) -> Result<(Qemu, GuestImage, Accelerator)> {
         let cache = image::default_cache();
         let guest_image = GuestImage::ensure(&cache)?;
         let qemu = Qemu::find()?;
         let accelerator = self.accelerator.resolve(&qemu, &guest_image, &cache)?;
-        self.machine_of(vm, qemu, guest_image, accelerator)
+        Ok((qemu, guest_image, accelerator))
     }
 
     /// As [`Self::machine`], for a chosen QEMU.
@@ -318,32 +342,7 @@ impl Lab {
         guest_image: GuestImage,
         accelerator: Accelerator,
     ) -> Result<Machine> {
-        let hosts = self.config.hosts.iter();
-        let (host, vm) = hosts
-            .flat_map(|host| host.vms.iter().map(move |vm| (host, vm)))
-            .find(|(_, known)| known.name == vm)
-            .with_context(|| format!("the lab has no VM {vm}"))?;
-        let mut machine = Machine::new(qemu, guest_image, accelerator);
-        for config in &vm.vnics {
-            let mac = config.mac.to_string().parse()?;
-            let mut vnic = Vnic::new(
-                &config.name,
-                host.run_dir.join(format!("{}.sock", config.name)),
-                mac,
-            );
-            vnic.queues = config.queues;
-            vnic.mtu = Some(config.mtu);
-            machine = machine.vnic(vnic);
-        }
-        for config in &vm.vhbas {
-            let mut vhba = Vhba::new(
-                &config.name,
-                host.run_dir.join(format!("{}.sock", config.name)),
-            );
-            vhba.queues = config.queues;
-            machine = machine.vhba(vhba);
-        }
-        Ok(machine)
+        machine_in(&self.config, vm, qemu, guest_image, accelerator)
     }
 
     /// Boots `vm`.
@@ -362,6 +361,42 @@ impl Lab {
     pub fn serve(&self, name: &str, arguments: &[&str]) -> Result<Process> {
         Process::start(name, &self.namespace, Command::new(name).args(arguments))
     }
+}
+
+/// A machine with the devices of `vm`, where `lab` has them.
+fn machine_in(
+    lab: &LabConfig,
+    vm: &str,
+    qemu: Qemu,
+    guest_image: GuestImage,
+    accelerator: Accelerator,
+) -> Result<Machine> {
+    let hosts = lab.hosts.iter();
+    let (host, vm) = hosts
+        .flat_map(|host| host.vms.iter().map(move |vm| (host, vm)))
+        .find(|(_, known)| known.name == vm)
+        .with_context(|| format!("the lab has no VM {vm}"))?;
+    let mut machine = Machine::new(qemu, guest_image, accelerator);
+    for config in &vm.vnics {
+        let mac = config.mac.to_string().parse()?;
+        let mut vnic = Vnic::new(
+            &config.name,
+            host.run_dir.join(format!("{}.sock", config.name)),
+            mac,
+        );
+        vnic.queues = config.queues;
+        vnic.mtu = Some(config.mtu);
+        machine = machine.vnic(vnic);
+    }
+    for config in &vm.vhbas {
+        let mut vhba = Vhba::new(
+            &config.name,
+            host.run_dir.join(format!("{}.sock", config.name)),
+        );
+        vhba.queues = config.queues;
+        machine = machine.vhba(vhba);
+    }
+    Ok(machine)
 }
 
 /// Writes a lab file and makes the files of its LUNs.

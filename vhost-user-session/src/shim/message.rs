@@ -41,12 +41,13 @@ pub(crate) enum Request {
     SetProtocolFeatures = 16,
     GetQueueNum = 17,
     SetVringEnable = 18,
+    SendRarp = 19,
     NetSetMtu = 20,
     ResetDevice = 34,
 }
 
 impl Request {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::GetFeatures,
         Self::SetFeatures,
         Self::SetOwner,
@@ -64,6 +65,7 @@ impl Request {
         Self::SetProtocolFeatures,
         Self::GetQueueNum,
         Self::SetVringEnable,
+        Self::SendRarp,
         Self::NetSetMtu,
         Self::ResetDevice,
     ];
@@ -88,6 +90,7 @@ impl Request {
             Self::SetProtocolFeatures => "SET_PROTOCOL_FEATURES",
             Self::GetQueueNum => "GET_QUEUE_NUM",
             Self::SetVringEnable => "SET_VRING_ENABLE",
+            Self::SendRarp => "SEND_RARP",
             Self::NetSetMtu => "NET_SET_MTU",
             Self::ResetDevice => "RESET_DEVICE",
         }
@@ -129,6 +132,7 @@ impl Request {
             | Self::SetVringErr
             | Self::SetProtocolFeatures
             | Self::SetVringEnable
+            | Self::SendRarp
             | Self::NetSetMtu => bytes == 8,
             Self::SetLogBase => bytes == 16,
             Self::SetVringAddr => bytes == 40,
@@ -151,7 +155,6 @@ impl Request {
 const fn not_offered(number: u32) -> Option<&'static str> {
     Some(match number {
         7 => "SET_LOG_FD",
-        19 => "SEND_RARP",
         21 => "SET_BACKEND_REQ_FD",
         22 => "IOTLB_MSG",
         23 => "SET_VRING_ENDIAN",

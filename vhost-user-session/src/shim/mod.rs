@@ -9,9 +9,9 @@
 //! * **Early SET_VRING_ENABLE.** QEMU's network devices enable rings before SET_FEATURES
 //!   (`peer_attach`, net/virtio-net.c); the daemon demands PROTOCOL_FEATURES acknowledged first.
 //!   The shim acknowledges that one bit for it.
-//! * **NET_SET_MTU, SET_LOG_BASE, GET_QUEUE_NUM, protocol features** are answered here: the daemon
-//!   does not know the first, checks too little for the second (see `bitmap`), and wants features
-//!   that the front-end need not have acknowledged for the others.
+//! * **NET_SET_MTU, SEND_RARP, SET_LOG_BASE, GET_QUEUE_NUM, protocol features** are answered here:
+//!   the daemon does not know the first two, checks too little for the third (see `bitmap`), and wants
+//!   features that the front-end need not have acknowledged for the others.
 //! * **CONFIGURE_MEM_SLOTS is not offered.** QEMU 7.2 repeats ADD_MEM_REG for every queue pair,
 //!   which is an overlap to the daemon. SET_MEM_TABLE with up to 32 regions works everywhere.
 //! * **A repeated SET_VRING_KICK** is forwarded with the ring disabled around it: the daemon
@@ -199,6 +199,12 @@ impl<'a> Shim<'a> {
             }
             Request::SetLogBase => self.set_log_base(&body, descriptors, payload.clone()),
             Request::NetSetMtu => self.set_mtu(body.u64_at(0)?),
+            Request::SendRarp => {
+                // It carries the guest's address, which the device knows.
+                self.need(VhostUserProtocolFeatures::RARP, request)?;
+                self.shared.device.announce();
+                Ok(Answer::Done)
+            }
             Request::ResetDevice => {
                 self.need(VhostUserProtocolFeatures::RESET_DEVICE, request)?;
                 self.tell(request, &[], &[])?;
@@ -332,6 +338,9 @@ impl<'a> Shim<'a> {
         let mut features = daemon_protocol_features() | VhostUserProtocolFeatures::LOG_SHMFD;
         if self.shared.device.mtu().is_some() {
             features |= VhostUserProtocolFeatures::MTU;
+        }
+        if self.shared.device.can_announce() {
+            features |= VhostUserProtocolFeatures::RARP;
         }
         features.bits()
     }

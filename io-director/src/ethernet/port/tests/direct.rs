@@ -31,8 +31,8 @@ fn beside(host: &Host, epoch: u16) -> (Arc<dyn DirectPort>, Arc<Beside>) {
         ..Beside::default()
     });
     let weak: Weak<Beside> = Arc::downgrade(&beside);
-    host.director.direct_port(B).attach(weak);
-    (host.director.direct_port(A), beside)
+    host.director.direct_port(B, "host1").attach(weak);
+    (host.director.direct_port(A, "host1"), beside)
 }
 
 fn transmit(port: &dyn DirectPort, epoch: u16, payloads: &[Vec<u8>]) {
@@ -119,6 +119,11 @@ fn on_a_port_with_a_rate_frames_wait_with_their_credit() {
     in_namespace(|| {
         let host = Host::of(&shaping::shaped("1G", |_| {}));
         let epoch = host.lanes[&A].epoch();
-        assert!(host.director.direct_port(A).session(epoch).is_none());
+        assert!(
+            host.director
+                .direct_port(A, "host1")
+                .session(epoch)
+                .is_none()
+        );
     });
 }
