@@ -55,7 +55,7 @@
 //! native-vlan = 1                    # of frames without a tag; default: one without a number
 //! broadcast-limit = 10000            # default: frames a second from outside to all stations
 //! multicast-limit = 100000           # default: the same to other groups
-//! mirror-to = "vn02.vm2"             # a vNIC that gets copies of what is at the interface; default: none
+//! mirror-to = "vn01.vm2"             # a vNIC that gets copies of what is at the interface; default: none
 //! [[ethernet-port]]
 //! port = "10/2"
 //! private = true                     # no interface: its vNICs reach each other only. Other keys:
@@ -150,7 +150,7 @@
 //! addresses = ["10.0.0.5", "fd00::/64"]  # all that it may send from; default: anything
 //! access-in = "web"                  # what it may send; default: no list
 //! access-out = "web"                 # what it may receive; default: no list
-//! mirror-to = "vn02.vm2"             # a vNIC that gets copies of what it sends and receives; default:
+//! mirror-to = "vn01.vm2"             # a vNIC that gets copies of what it sends and receives; default:
 //!                                    # none
 //! trusted = false                    # default; true: it may be a DHCP server and a router
 //! broadcast-limit = 10000            # default: frames a second that it may send to all stations

@@ -289,6 +289,7 @@ impl VnicCounters {
             DropReason::Unreadable => &self.egress_dropped_unreadable,
             DropReason::Access => &self.egress_dropped_access,
             DropReason::Oversize => &self.egress_dropped_oversize,
+            DropReason::Down => &self.dropped_down,
             _ => &self.egress_dropped_malformed,
         };
         counter.add(1);
