@@ -84,7 +84,7 @@ fn guest(lab: &Lab) -> NetGuest {
 fn the_state_of_a_port_reaches_the_monitor_of_the_guest() {
     const ROUNDS: usize = 20;
     let mut lab = Lab::start(&lab(TAP, "10/1", "")).unwrap();
-    let told = monitor(&lab.folder().join("host1/vm1.qmp"));
+    let told = monitor(&lab.folder().join("host1/vm1.link.qmp"));
     let next = || told.recv_timeout(PATIENCE).unwrap();
     let _guest = guest(&lab);
     let mut took: Vec<Duration> = Vec::new();
@@ -171,7 +171,7 @@ fn a_lag_that_loses_a_port_keeps_its_vnics() {
                  [[ethernet-port]]\nport = \"10/2\"\ninterface = \"near2\"\n\
                  [[lag]]\nlag = \"10.1\"\nports = [\"10/1\", \"10/2\"]\n";
     let lab = Lab::start_in(namespace, &lab(ports, "10.1", "")).unwrap();
-    let told = monitor(&lab.folder().join("host1/vm1.qmp"));
+    let told = monitor(&lab.folder().join("host1/vm1.link.qmp"));
     let mut guest = guest(&lab);
     let wires = ["far1", "far2"].map(|name| wire(&lab.namespace, name));
     let mut sent = 0;
