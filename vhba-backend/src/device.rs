@@ -9,7 +9,6 @@ use fabric_bypass::DirectTarget;
 use fabric_payload::scsi::InformationUnit;
 use fabric_transport::control::Windows;
 use fabric_transport::frame::{BLOCK_BYTES, DeviceId};
-use fabric_transport::link::spin_allowed;
 use fabric_transport::{LaneClient, LaneSet, Receipt, VirtualLane};
 use vhost_user_session::{Queue, StopReason, VirtioDevice, Waker};
 
@@ -152,12 +151,7 @@ impl VhbaDevice {
                 request_queues,
             });
         }
-        // With one processor, who looks keeps the driver from running.
-        let busy_poll = if spin_allowed() {
-            config.busy_poll
-        } else {
-            Duration::ZERO
-        };
+        let busy_poll = config.busy_poll;
         let ring = usize::from(QUEUE_SIZE_MAX);
         let commands = InFlight::new(Space::Commands, request_queues * ring);
         Ok(Arc::new(Self {

@@ -12,7 +12,6 @@ use fabric_payload::ethernet::{
 };
 use fabric_transport::control::Windows;
 use fabric_transport::frame::{BLOCK_BYTES, DeviceId};
-use fabric_transport::link::spin_allowed;
 use fabric_transport::{FrameBuffer, LaneClient, LaneSet, Receipt, VirtualLane};
 use vhost_user_session::{Queue, StopReason, VirtioDevice, Waker};
 
@@ -210,12 +209,7 @@ impl VnicDevice {
         if config.mac == [0; 6] || first & 1 == 1 {
             return Err(ConfigError::Mac { name: name() });
         }
-        // With one processor, who looks keeps the driver from running.
-        let busy_poll = if spin_allowed() {
-            config.busy_poll
-        } else {
-            Duration::ZERO
-        };
+        let busy_poll = config.busy_poll;
         let pair = || Pair {
             receiver: Mutex::default(),
             transmitter: Mutex::new(Transmitter::new(busy_poll)),

@@ -182,7 +182,7 @@ pub(crate) fn root() -> Result<PathBuf> {
 }
 
 fn cargo(root: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
-    let mut command = Command::new(env!("CARGO"));
+    let mut command = crate::cargo();
     command
         .current_dir(root)
         .args(arguments)
@@ -195,7 +195,7 @@ fn cargo(root: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<
 }
 
 fn layering(root: &Path) -> Result<()> {
-    let output = Command::new(env!("CARGO"))
+    let output = crate::cargo()
         .current_dir(root)
         .args(["metadata", "--format-version", "1", "--no-deps", "--locked"])
         .output()

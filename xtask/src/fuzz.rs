@@ -160,7 +160,7 @@ pub(crate) fn run(fuzz: &Fuzz) -> Result<ExitCode> {
     for target in targets {
         say(&format!("fuzz {target:?} for {} s", fuzz.seconds));
         let [package, place, test] = target.test();
-        let status = Command::new(env!("CARGO"))
+        let status = crate::cargo()
             .current_dir(root()?)
             .args(["test", "--locked", "--package", package, place])
             // With a target the flags are not those of build scripts, which count nothing.

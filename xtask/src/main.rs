@@ -17,7 +17,7 @@ mod test;
 
 use std::{
     io::{self, Write},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
 use clap::{Parser, Subcommand};
@@ -53,6 +53,14 @@ enum Task {
     Bench(bench::Bench),
     /// Boots one guest and runs a command in it, or hands over a shell
     Guest(guest::Guest),
+}
+
+/// The cargo that runs this.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    // Set for what `cargo run` starts. `ring` is built anew whenever it changes, and most crates with it.
+    command.env_remove("CARGO_MANIFEST_DIR");
+    command
 }
 
 fn main() -> ExitCode {

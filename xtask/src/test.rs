@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every suite, or the ones that are named.
 
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -161,7 +161,7 @@ pub(crate) fn run(test: &Test) -> Result<ExitCode> {
 
 /// Builds the programs that labs start, with cargo's own progress.
 pub(crate) fn build_programs() -> Result<()> {
-    let mut command = Command::new(env!("CARGO"));
+    let mut command = crate::cargo();
     command
         .current_dir(root()?)
         .args(["build", "--locked", "--workspace", "--bins"]);
@@ -190,7 +190,7 @@ fn install(all: &[Package]) -> Result<()> {
 fn rdma_tests() -> Result<PathBuf> {
     install(&packages::RDMA_PACKAGES).context("cannot install packages for RDMA")?;
     say("building the tests of RDMA links");
-    let output = Command::new(env!("CARGO"))
+    let output = crate::cargo()
         .current_dir(root()?)
         .args(["test", "--locked", "--no-run", "--lib"])
         .args(["--package", "fabric-transport", "--features", "rdma"])
@@ -216,7 +216,7 @@ fn rdma_tests() -> Result<PathBuf> {
 }
 
 fn cargo_test(arguments: &[&str], test: &Test, rdma: Option<&PathBuf>) -> Result<bool> {
-    let mut command = Command::new(env!("CARGO"));
+    let mut command = crate::cargo();
     command
         .current_dir(root()?)
         .args(["test", "--locked", "--no-fail-fast"])

@@ -14,7 +14,7 @@ mod vhba;
 mod vnic;
 
 use std::io::Write;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -209,7 +209,7 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
 
 /// Chores are built fast, figures come from optimised code: builds and runs this task again.
 fn run_optimised(bench: &Bench) -> Result<ExitCode> {
-    let mut command = Command::new(env!("CARGO"));
+    let mut command = crate::cargo();
     command.current_dir(root()?);
     command.args([
         "run",

@@ -28,7 +28,7 @@ pub(super) fn install() -> Result<PathBuf> {
         "cargo installs vhost-device-scsi {VERSION} into {}",
         folder.display()
     ));
-    let status = Command::new(env!("CARGO"))
+    let status = crate::cargo()
         .args(["install", "vhost-device-scsi", "--locked", "--quiet"])
         .args(["--version", VERSION])
         .arg("--root")
