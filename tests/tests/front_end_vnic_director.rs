@@ -451,8 +451,16 @@ fn frames_past_the_lanes_are_whole_in_order_and_all_of_them() {
             assert_eq!(world.wait(TRANSMIT).bytes, 0);
         }
     }
-    assert!(*beside.0.lock().unwrap() == sent, "frames differ");
-    assert_eq!(fabric.received_untaken(), 0);
+    // What is owed for those that went past may wait, and frames with it: they go by the lanes.
+    let past = beside.0.lock().unwrap().clone();
+    assert!(!past.is_empty());
+    let mut past = past.into_iter().peekable();
+    for (number, payload) in sent.iter().enumerate() {
+        if past.next_if_eq(payload).is_none() {
+            assert!(fabric.receive().1 == *payload, "frame {number} differs");
+        }
+    }
+    assert_eq!((past.next(), fabric.received_untaken()), (None, 0));
     let transmit = world.statistics().transmit;
     assert_eq!(transmit.frames, 1000);
     let bytes: usize = sent.iter().map(|payload| payload.len() - 12).sum();

@@ -13,6 +13,8 @@ use fabric_payload::ethernet::HEADER_BYTES;
 use fabric_transport::{FrameBuffer, LaneSet, SendRefused, VirtualLane, frame};
 use vhost_user_session::{BatchChain, RingBatch};
 
+use crate::statistics::Counters;
+
 /// What goes past the lanes at once: little enough for the processor's nearest caches.
 const BATCH_FRAMES_MAX: usize = 64;
 const BATCH_BYTES: usize = 32 * 1024;
@@ -108,12 +110,13 @@ impl DirectBatch {
         self.chains.is_empty()
     }
 
-    /// Sends all, and returns the chains to `ring`. How many frames that were, and their bytes.
+    /// Sends and counts all, and returns the chains to `ring`.
     pub(crate) fn transmit(
         &mut self,
         session: &dyn DirectVnic,
         ring: &mut RingBatch<'_>,
-    ) -> (u64, usize) {
+        counters: &Counters,
+    ) {
         let payloads = self.payloads.iter();
         let mut payloads = payloads.filter_map(|payload| self.bytes.get(payload.clone()));
         session.transmit(&mut payloads);
@@ -121,7 +124,9 @@ impl DirectBatch {
         let owed = self.filled_bytes + frames * frame::HEADER_BYTES;
         let owed = u32::try_from(owed).unwrap_or(u32::MAX);
         self.owed_bytes = self.owed_bytes.saturating_add(owed);
+        // Before the driver sees that they are gone.
         let frame_bytes = self.filled_bytes - frames * HEADER_BYTES;
+        counters.transmitted(u64::try_from(frames).unwrap_or(0), frame_bytes);
         self.payloads.clear();
         self.filled_bytes = 0;
         for chain in self.chains.drain(..) {
@@ -129,7 +134,6 @@ impl DirectBatch {
         }
         let before = ring.publish();
         ring.signal_since(before);
-        (u64::try_from(frames).unwrap_or(0), frame_bytes)
     }
 
     /// Whether as much is owed as may be.

@@ -191,8 +191,7 @@ impl Transmitter {
                 ring.disable_notification();
                 continue;
             }
-            let (frames, frame_bytes) = self.batch.transmit(session, &mut ring);
-            context.counters.transmitted(frames, frame_bytes);
+            self.batch.transmit(session, &mut ring, context.counters);
             if self.batch.owes() {
                 self.batch.pay(&attached.lanes);
                 if !attached.lanes.is_clear() {
