@@ -31,7 +31,7 @@ pub trait DirectVnic: Send + Sync {
 
     /// Sends payloads of the guest on their way, in their order, now. They are checked like those that
     /// come by the lanes.
-    fn transmit<'a>(&self, payloads: &mut dyn Iterator<Item = &'a [u8]>);
+    fn transmit(&self, payloads: &mut dyn Iterator<Item = &[u8]>);
 }
 
 /// The guest's side of a vNIC, as the director sees it from within the same process.
@@ -41,5 +41,5 @@ pub trait DirectReceiver: Debug + Send + Sync {
     fn lane_frames(&self, epoch: u16) -> Option<u64>;
 
     /// Puts payloads into the guest's buffers, or drops and counts them, and then tells the guest.
-    fn take<'a>(&self, payloads: &mut dyn Iterator<Item = &'a [u8]>);
+    fn take(&self, payloads: &mut dyn Iterator<Item = &[u8]>);
 }

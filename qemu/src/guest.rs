@@ -485,6 +485,10 @@ impl Guest {
     /// # Errors
     ///
     /// [`GuestError::NotMoved`]: the guest goes on where it was. [`GuestError::Monitor`].
+    #[expect(
+        clippy::result_large_err,
+        reason = "a guest that stays comes back whole"
+    )]
     pub fn migrate(self, incoming: Incoming, within: Duration) -> Result<Self, (Self, GuestError)> {
         let Incoming { started, uri } = incoming;
         let moved = self.send_to(&uri, within);

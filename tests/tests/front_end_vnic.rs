@@ -970,7 +970,7 @@ fn send_rarp(guest: &NetGuest) -> u64 {
 }
 
 fn announced() -> Vec<u8> {
-    fabric_payload::announcement::announcement(GUEST_MAC)[HEADER_BYTES..].to_vec()
+    fabric_payload::announcement::announcement(GUEST_MAC).split_off(HEADER_BYTES)
 }
 
 #[test]

@@ -408,7 +408,7 @@ impl DirectVnic for Beside {
     fn lane_frames(&self) -> u64 {
         0
     }
-    fn transmit<'a>(&self, payloads: &mut dyn Iterator<Item = &'a [u8]>) {
+    fn transmit(&self, payloads: &mut dyn Iterator<Item = &[u8]>) {
         let mut taken = self.0.lock().unwrap();
         taken.extend(payloads.map(<[u8]>::to_vec));
     }

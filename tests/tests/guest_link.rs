@@ -1,5 +1,4 @@
 //! A guest sees the carrier of its vNIC's port.
-#![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
 use std::time::Instant;
 

@@ -375,7 +375,7 @@ impl VnicDevice {
     }
 
     /// Puts payloads into the guest's buffers, or drops and counts them.
-    fn receive_all<'a>(&self, payloads: &mut dyn Iterator<Item = &'a [u8]>) {
+    fn receive_all(&self, payloads: &mut dyn Iterator<Item = &[u8]>) {
         let negotiated = self.negotiated();
         let offloads = negotiated.receive_offloads();
         let mut next = || {
@@ -438,7 +438,7 @@ impl DirectReceiver for VnicDevice {
         Some(attached.received.load(Ordering::Acquire))
     }
 
-    fn take<'a>(&self, payloads: &mut dyn Iterator<Item = &'a [u8]>) {
+    fn take(&self, payloads: &mut dyn Iterator<Item = &[u8]>) {
         self.receive_all(payloads);
         self.tell();
     }

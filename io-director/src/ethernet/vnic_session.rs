@@ -204,7 +204,7 @@ impl DirectVnic for VnicSession {
         self.lane_frames.load(Ordering::Acquire)
     }
 
-    fn transmit<'a>(&self, payloads: &mut dyn Iterator<Item = &'a [u8]>) {
+    fn transmit(&self, payloads: &mut dyn Iterator<Item = &[u8]>) {
         let mut batch = Batch::new(&self.shared);
         for payload in payloads {
             // The port has no rate: nothing is held.

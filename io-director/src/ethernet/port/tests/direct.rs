@@ -17,7 +17,7 @@ impl DirectReceiver for Beside {
     fn lane_frames(&self, epoch: u16) -> Option<u64> {
         (epoch == self.epoch).then(|| self.lane_frames.load(Ordering::Acquire))
     }
-    fn take<'a>(&self, payloads: &mut dyn Iterator<Item = &'a [u8]>) {
+    fn take(&self, payloads: &mut dyn Iterator<Item = &[u8]>) {
         let mut taken = self.taken.lock().unwrap();
         taken.extend(payloads.map(<[u8]>::to_vec));
         self.batches.fetch_add(1, Ordering::Relaxed);
