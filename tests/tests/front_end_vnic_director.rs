@@ -496,6 +496,20 @@ fn bad_frames_past_the_lanes_are_returned_and_counted() {
 }
 
 #[test]
+fn a_malformed_chain_alone_is_returned_with_a_signal_past_the_lanes() {
+    let (mut world, beside, _fabric) = beside();
+    let nowhere = Buffer::readable(u64::MAX - 100, 80);
+    let queue = world.guest.queue(TRANSMIT).unwrap();
+    // Often enough that it is waited for asleep.
+    for _round in 0..50 {
+        queue.submit(&[nowhere]).unwrap();
+        queue.kick().unwrap();
+        assert_eq!(queue.wait().unwrap().bytes, 0);
+    }
+    assert!(beside.0.lock().unwrap().is_empty());
+}
+
+#[test]
 fn ring_that_makes_no_sense_is_left_alone_past_the_lanes() {
     let (mut world, beside, _fabric) = beside();
     let queue = world.guest.queue(TRANSMIT).unwrap();

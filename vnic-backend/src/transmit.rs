@@ -184,6 +184,9 @@ impl Transmitter {
                 }
             }
             if self.batch.is_empty() {
+                // Malformed chains may have gone back all the same.
+                let before = ring.publish();
+                ring.signal_since(before);
                 // Looks once more, for what came in between.
                 if !ring.can_pop() || !ring.enable_notification() {
                     return Turn::Empty;
