@@ -192,6 +192,8 @@ impl Transmitter {
                     return Turn::Empty;
                 }
                 ring.disable_notification();
+                // So that a driver that makes nothing but malformed chains ends the turn too.
+                left -= 1;
                 continue;
             }
             self.batch.transmit(session, &mut ring, context.counters);
